@@ -1,0 +1,3 @@
+"""Neural style transfer over HTTP."""
+
+__version__ = "0.1.0"

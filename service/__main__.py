@@ -1,0 +1,65 @@
+"""``python -m service``."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+
+import uvicorn
+
+from service.app import create_app
+from service.errors import ConfigurationError, ModelRefused
+from service.models.store import CARD, Card, ModelStore
+from service.routes.pages import WEB
+from service.settings import Settings
+
+
+def main() -> int:
+    """Serve until told to stop. 2 where the configuration is wrong."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(name)s: %(message)s")
+    try:
+        settings = Settings.from_env(os.environ)
+        app = create_app(settings)
+    except ConfigurationError as error:
+        print(f"cannot start: {error}", file=sys.stderr)
+        return 2
+    server = uvicorn.Server(uvicorn.Config(app, log_level="info", access_log=False, server_header=False))
+    try:
+        listener = socket.create_server((settings.host, settings.port), backlog=2048)
+    except OSError as error:
+        print(f"cannot listen on {settings.host}:{settings.port}: {error}; set STYLIZE_PORT", file=sys.stderr)
+        return 1
+    print(greeting(settings, listener.getsockname()[1]), flush=True)
+    server.run(sockets=[listener])
+    return 0
+
+
+def greeting(settings: Settings, port: int) -> str:
+    """Where to point a browser, and a command that works as it stands."""
+    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
+    url = f"http://{host}:{port}"
+    return (
+        f"Style transfer on {url}\n"
+        f"  browser    {url}/\n"
+        f"  reference  {url}/docs\n"
+        f"  try        curl --data-binary @{WEB / 'example.jpg'} '{url}/stylize?style={_a_style(settings)}' "
+        "-H 'Content-Type: image/jpeg' > out.jpg"
+    )
+
+
+def _a_style(settings: Settings) -> str:
+    """A style of the store as its cards have it; the models themselves load later, and say what is wrong then."""
+    try:
+        for folder in ModelStore(settings.model_store).folders():
+            styles = [style.name for style in Card.model_validate_json((folder / CARD).read_bytes()).styles]
+            if styles:
+                return "starry_night" if "starry_night" in styles else styles[0]
+    except (ModelRefused, OSError, ValueError):
+        pass
+    return "starry_night"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

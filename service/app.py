@@ -1,0 +1,98 @@
+"""``create_app(settings)``: the only place where objects are wired."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.openapi.utils import get_openapi
+from starlette.exceptions import HTTPException
+
+from service import __version__
+from service.batching import Admission
+from service.engine import Engine
+from service.errors import Internal, MethodNotAllowed, NotFound, ServiceError
+from service.metrics import Metrics
+from service.middleware import Edge, problem_response
+from service.models.session import check_provider, cpu_quota
+from service.models.store import ModelStore
+from service.routes.openapi import with_problems
+from service.routes.ops import ops_router
+from service.routes.pages import pages_router, web_files
+from service.routes.styles import styles_router
+from service.routes.stylize import PictureLimits, Stylizer, stylize_router
+from service.routes.upload import UploadLimits
+from service.settings import Settings
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The service. Its models load once its lifespan has begun; until then, and while they do, it is not ready.
+
+    Raises ConfigurationError where the provider demanded cannot be had.
+    """
+    check_provider(settings.provider)
+    threads = cpu_quota()
+    metrics = Metrics()
+    metrics.build_info.labels(__version__, settings.commit).set(1)
+    inference = ThreadPoolExecutor(1, "inference")
+    codec = ThreadPoolExecutor(threads, "codec")
+    admission = Admission(settings.max_queue_pixels, metrics)
+    store = ModelStore(settings.model_store)
+    engine = Engine(store, settings.provider, threads, admission, inference, metrics)
+    pictures = PictureLimits(settings.max_pixels, settings.max_side)
+    stylizer = Stylizer(engine, admission, codec, metrics, pictures)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        loading = asyncio.create_task(engine.load())
+        yield
+        loading.cancel()
+        inference.shutdown(cancel_futures=True)
+        codec.shutdown(cancel_futures=True)
+
+    app = FastAPI(title="Style transfer", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.include_router(stylize_router(stylizer, UploadLimits(settings.max_upload_bytes, settings.upload_timeout_s)))
+    app.include_router(styles_router(engine))
+    app.include_router(ops_router(engine, metrics))
+    app.include_router(pages_router())
+    app.mount("/web", web_files(), name="web")
+    app.openapi = lambda: _schema(app)  # type: ignore[method-assign]
+    _answer_errors(app, metrics)
+    app.add_middleware(Edge, metrics=metrics)
+    return app
+
+
+def _schema(app: FastAPI) -> dict[str, Any]:
+    if app.openapi_schema is None:
+        schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        app.openapi_schema = with_problems(schema)
+    return app.openapi_schema
+
+
+def _answer_errors(app: FastAPI, metrics: Metrics) -> None:
+    """The HTTP seam: our errors as problems, and the framework's own few as ours."""
+
+    @app.exception_handler(ServiceError)
+    async def on_service_error(request: Request, error: ServiceError) -> Response:
+        if request.method == "POST":
+            metrics.rejected.labels(error.code).inc()
+        return problem_response(error, request.scope)
+
+    @app.exception_handler(HTTPException)
+    async def on_http_exception(request: Request, error: HTTPException) -> Response:
+        return problem_response(_ours(request, error), request.scope)
+
+
+def _ours(request: Request, error: HTTPException) -> ServiceError:
+    if error.status_code == 404:
+        return NotFound(f"there is no {request.url.path[:200]}; GET /docs lists what there is")
+    if error.status_code == 405:
+        allow = (error.headers or {}).get("Allow", "")
+        methods = [method.strip() for method in allow.split(",") if method.strip()]
+        allow = ", ".join(methods + ["HEAD"] if "GET" in methods and "HEAD" not in methods else methods)
+        return MethodNotAllowed(f"allowed here: {allow}", allow)
+    return Internal(f"{error.status_code}: {error.detail}")

@@ -1,0 +1,121 @@
+"""The models at work: loaded in the background, refused loudly, each behind its batcher."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Literal
+
+from service.batching import Admission, Batcher, Place
+from service.errors import ConfigurationError, ModelRefused, NotReady
+from service.metrics import Metrics, Stopwatch
+from service.models.catalog import WARM_SIDE, Catalog, ServedModel
+from service.models.session import Session
+from service.models.store import ModelStore
+from service.models.style import Pixels, Rows
+
+log = logging.getLogger(__name__)
+
+
+class Engine:
+    """Loads a store once and runs its models. ``executor`` must have a single thread: runs take turns in it."""
+
+    def __init__(
+        self,
+        store: ModelStore,
+        provider: Literal["auto", "cuda", "cpu"],
+        threads: int,
+        admission: Admission,
+        executor: Executor,
+        metrics: Metrics,
+    ) -> None:
+        self._store = store
+        self._provider: Literal["auto", "cuda", "cpu"] = provider
+        self._threads = threads
+        self._admission = admission
+        self._executor = executor
+        self._metrics = metrics
+        self._catalog: Catalog | None = None
+        self._batchers: dict[str, Batcher] = {}
+        self._refused: list[str] = []
+        self._started = time.monotonic()
+
+    @property
+    def reasons(self) -> Sequence[str]:
+        """Why the service is not ready: nothing where it is. One refused model is enough."""
+        if self._catalog is None:
+            return ["the models are still loading"]
+        return self._refused
+
+    @property
+    def catalog(self) -> Catalog:
+        """What is served. A refused model keeps the service unready, but not the others from answering.
+
+        Raises NotReady while models load, and where none could be.
+        """
+        if self._catalog is None or not self._catalog.models:
+            raise self.not_ready()
+        return self._catalog
+
+    def not_ready(self) -> NotReady:
+        """Loading lasts about as long again as it has lasted: the best guess where nothing else is known."""
+        return NotReady(self.reasons, time.monotonic() - self._started)
+
+    async def load(self) -> None:
+        """Verify, load and warm every model, off the event loop. Never raises: what went wrong is in ``reasons``."""
+        models = await asyncio.get_running_loop().run_in_executor(self._executor, self._load)
+        self._batchers = {
+            model.card.name: Batcher(
+                model.card.name, model.provider, model.run, self._admission, self._executor, self._metrics
+            )
+            for model in models
+        }
+        self._catalog = Catalog.of(models)
+
+    async def submit(self, model: ServedModel, place: Place, image: Pixels, rows: Rows, watch: Stopwatch) -> Pixels:
+        """Run ``model`` on ``image`` (H, W, 3) for each of ``rows`` (R, D), when its turn comes: (R, H, W, 3)."""
+        return await self._batchers[model.card.name].submit(place, image, rows, watch)
+
+    def _load(self) -> list[ServedModel]:
+        models = []
+        try:
+            for folder in self._store.folders():
+                if model := self._load_model(folder):
+                    models.append(model)
+            if not models and not self._refused:
+                raise ModelRefused("the store", "holds no network that can stylise")
+        except ModelRefused as error:
+            self._refuse(error)
+        return models
+
+    def _load_model(self, folder: Path) -> ServedModel | None:
+        """None for a model that was refused, and for one that is only verified here (the slow path's)."""
+        started = time.perf_counter()
+        try:
+            stored = self._store.load(folder)
+            if stored.card.kind == "features":
+                return None
+            model = ServedModel(stored, Session(stored, self._provider, self._threads))
+            warm_started = time.perf_counter()
+            model.warm()
+        except (ModelRefused, ConfigurationError) as error:
+            self._refuse(error)
+            return None
+        except Exception as error:  # one model's surprise must not leave the service loading for ever
+            log.exception("%s could not be loaded", folder)
+            self._refuse(ModelRefused(f"{folder.parent.name}/{folder.name}", f"failed to load: {error}"))
+            return None
+        self._admission.learn(WARM_SIDE**2, time.perf_counter() - warm_started)
+        self._metrics.model_load.labels(model.card.name).set(time.perf_counter() - started)
+        labels = model.card.name, str(model.card.version), model.sha256, model.provider
+        self._metrics.model_info.labels(*labels).set(1)
+        log.info("%s is served on %s", model.card.label, model.provider)
+        return model
+
+    def _refuse(self, error: Exception) -> None:
+        log.error("refused: %s", error)
+        self._refused.append(str(error))

@@ -1,0 +1,205 @@
+"""Bytes to pixels to bytes.
+
+A photo is opened first, which reads its header only, so that limits are applied and a place is taken before any of it
+is decoded. Pixels are upright 8-bit sRGB whatever came in; metadata never goes out.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageCms
+
+from service.errors import (
+    InvalidImage,
+    OutOfMemory,
+    ServiceError,
+    TooManyPixels,
+    Translation,
+    UnsupportedMediaType,
+    translating,
+)
+
+Format = Literal["jpeg", "png", "webp"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+READ_AS: dict[str, Format] = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png", "WEBP": "webp"}  # MPO: JPEGs of some phones
+ORIENTATION = 0x0112  # the EXIF tag
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+UNREAD = {  # what people send although we do not read it: an answer that says so, rather than "not an image"
+    b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"%PDF": "PDF", b"<svg": "SVG", b"<?xml": "SVG",
+}  # fmt: skip
+SRGB_NAMES = r"sRGB( built-in|\s*IEC61966-?2[.-]1.*)?$"  # most profiles met are sRGB's own: nothing to convert
+WHITE = 255
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Upright 8-bit sRGB; ``alpha`` only where something is transparent."""
+
+    rgb: npt.NDArray[np.uint8]  # (H, W, 3)
+    alpha: npt.NDArray[np.uint8] | None = None  # (H, W), 255 is opaque
+
+
+@dataclass(frozen=True)
+class Photo:
+    """An image whose header has been read. Width and height in pixels are those of the upright picture."""
+
+    image: Image.Image
+    format: Format
+    orientation: int
+    width: int
+    height: int
+
+    def size_within(self, max_side: int) -> tuple[int, int]:
+        """(width, height) with the longer side at most ``max_side``: shrunk in proportion, never enlarged."""
+        longer = max(self.width, self.height)
+        if longer <= max_side:
+            return self.width, self.height
+        return max(1, round(self.width * max_side / longer)), max(1, round(self.height * max_side / longer))
+
+
+def open_photo(content: bytes, max_pixels: int) -> Photo:
+    """Read the header. Raises InvalidImage, UnsupportedMediaType or TooManyPixels."""
+    with translating(_opening(content, max_pixels)):
+        image = Image.open(io.BytesIO(content), formats=("JPEG", "PNG", "WEBP"))
+        width, height = image.size
+        if width * height > max_pixels:
+            raise TooManyPixels(f"the image has {width} x {height} pixels; at most {max_pixels} are taken in")
+        orientation = _orientation(image)
+    if orientation >= 5:
+        width, height = height, width
+    return Photo(image, READ_AS[image.format or ""], orientation, width, height)
+
+
+def decode(photo: Photo, size: tuple[int, int]) -> Picture:
+    """The photo's first frame at ``size`` (width, height), upright, in sRGB. To be called once. Raises InvalidImage."""
+    with translating(_DECODING):
+        image = photo.image
+        if photo.orientation >= 5:
+            size = size[1], size[0]
+        image.draft(None, size)  # a JPEG is decoded at 1/2, 1/4 or 1/8 where that is still large enough
+        profile = image.info.get("icc_profile")
+        image = _eight_bit(image)
+        if image.size != size:
+            image = image.resize(size, Image.Resampling.LANCZOS)
+        if photo.orientation in UPRIGHT:
+            image = image.transpose(UPRIGHT[photo.orientation])
+        alpha = np.asarray(image.getchannel("A")) if image.mode in ("LA", "RGBA") else None
+        rgb = np.asarray(_srgb(image, profile))
+    if alpha is None or alpha.min() == WHITE:
+        return Picture(rgb)
+    # What is fully transparent may hold anything, and the network would see it.
+    return Picture(np.where(alpha[..., None] == 0, np.uint8(WHITE), rgb), alpha)
+
+
+def encode(picture: Picture, format: Format, quality: int) -> bytes:
+    """An image file without metadata. Transparency is kept in PNG and WebP and shown on white in JPEG.
+
+    ``quality`` is 1 to 100, for JPEG and WebP. Speed goes before size: PNG level 1, WebP method 0.
+    """
+    file = io.BytesIO()
+    if format == "jpeg":
+        Image.fromarray(_on_white(picture)).save(file, "JPEG", quality=quality)
+    elif format == "png":
+        Image.fromarray(_with_alpha(picture)).save(file, "PNG", compress_level=1)
+    else:
+        Image.fromarray(_with_alpha(picture)).save(file, "WEBP", quality=quality, method=0)
+    return file.getvalue()
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 to 8. Damaged EXIF is no reason to refuse a picture: it counts as upright."""
+    try:
+        orientation = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # hostile bytes make the parser raise anything
+        return 1
+    return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """The decoded pixels as L, LA, RGB, RGBA or CMYK."""
+    image.load()
+    if image.mode.startswith(("I", "F")):  # 16-bit greyscale
+        return Image.fromarray((np.asarray(image).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8))
+    if "transparency" in image.info or image.mode in ("PA", "La", "RGBa"):
+        return image.convert("RGBA")
+    if image.mode == "1":
+        return image.convert("L")
+    return image if image.mode in ("L", "LA", "RGB", "RGBA", "CMYK") else image.convert("RGB")
+
+
+def _srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """The colours, without alpha, in sRGB as RGB. A profile that cannot be used is passed over, as browsers do."""
+    image = image.convert({"LA": "L", "RGBA": "RGB"}.get(image.mode, image.mode))
+    if profile:
+        try:
+            return _from_profile(image, ImageCms.ImageCmsProfile(io.BytesIO(profile)))
+        except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+            pass
+    return image.convert("RGB")
+
+
+def _from_profile(image: Image.Image, profile: ImageCms.ImageCmsProfile) -> Image.Image:
+    space = profile.profile.xcolor_space.strip()
+    if space == "RGB" and image.mode != "CMYK":
+        image = image.convert("RGB")
+        if re.match(SRGB_NAMES, profile.profile.profile_description or ""):
+            return image
+    elif (space, image.mode) not in (("GRAY", "L"), ("CMYK", "CMYK")):
+        raise ValueError(f"a profile for {space} on a picture in {image.mode}")
+    converted = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    assert converted is not None  # None is for inPlace only
+    return converted
+
+
+def _with_alpha(picture: Picture) -> npt.NDArray[np.uint8]:
+    return picture.rgb if picture.alpha is None else np.dstack([picture.rgb, picture.alpha])
+
+
+def _on_white(picture: Picture) -> npt.NDArray[np.uint8]:
+    if picture.alpha is None:
+        return picture.rgb
+    opacity = picture.alpha[..., None].astype(np.float32) / WHITE
+    return np.rint(WHITE + opacity * (picture.rgb.astype(np.float32) - WHITE)).astype(np.uint8)
+
+
+def _unreadable(content: bytes) -> ServiceError:
+    if not content:
+        return InvalidImage("the image is empty: 0 bytes arrived")
+    unread = next((name for magic, name in UNREAD.items() if content.startswith(magic)), None)
+    if content[4:8] == b"ftyp":
+        unread = "HEIC or AVIF"
+    if unread:
+        return UnsupportedMediaType(f"{unread} is not read here: send JPEG, PNG or WebP")
+    return InvalidImage("the bytes are not a JPEG, PNG or WebP image, or are cut short")
+
+
+def _opening(content: bytes, max_pixels: int) -> Translation:
+    def too_many(error: Exception) -> ServiceError:
+        return TooManyPixels(f"{error}; at most {max_pixels} pixels are taken in")
+
+    # Pillow's own alarm goes off before it tells us the size. Hostile bytes make its parsers raise anything.
+    return {
+        Image.DecompressionBombError: too_many,
+        Image.DecompressionBombWarning: too_many,
+        Exception: lambda error: _unreadable(content),
+    }
+
+
+_DECODING: Translation = {
+    MemoryError: lambda error: OutOfMemory("the image does not fit into the memory left: send a smaller one"),
+    Exception: lambda error: InvalidImage(f"the image is damaged or cut short: {error}"),
+}

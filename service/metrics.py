@@ -1,0 +1,103 @@
+"""Every metric, by name. Label values come from closed sets: routes, models, styles, stages, reasons, codes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+
+Stage = Literal["decode", "queue", "infer", "encode"]
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 180)
+
+
+class Metrics:
+    """A registry of its own, so that two apps in one process do not share counts."""
+
+    def __init__(self) -> None:
+        self._registry = registry = CollectorRegistry()
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=registry)
+        self.http_requests = Counter(
+            "stylize_http_requests", "Requests answered.", ["route", "method", "code"], registry=registry
+        )
+        self.http_request_duration = Histogram(
+            "stylize_http_request_duration_seconds",
+            "From a request's arrival to the end of its answer.",
+            ["route", "method"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.stage_duration = Histogram(
+            "stylize_stage_duration_seconds",
+            "Parts of answering /stylize: decode, queue, infer, encode.",
+            ["stage"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.inference_duration = Histogram(
+            "stylize_inference_duration_seconds",
+            "One run of a network.",
+            ["model", "provider"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.batch_size = Histogram(
+            "stylize_batch_size", "Rows in one run.", ["model"], buckets=(1, 2, 4, 8, 16, 32), registry=registry
+        )
+        self.queue_depth = Gauge("stylize_queue_depth", "Pictures waiting for a run.", ["model"], registry=registry)
+        self.in_flight = Gauge("stylize_in_flight", "Pictures admitted and not yet answered.", registry=registry)
+        self.rejected = Counter(
+            "stylize_rejected", "Requests turned away unserved, by the problem's code.", ["reason"], registry=registry
+        )
+        self.pixels = Counter(
+            "stylize_pixels", "Pixels stylised; a mix counts by its weights.", ["style"], registry=registry
+        )
+        self.abandoned = Counter(
+            "stylize_abandoned", "Requests given up at a deadline, by the stage that they were in.", ["stage"],
+            registry=registry,
+        )  # fmt: skip
+        self.model_info = Gauge(
+            "stylize_model_info", "1 for every model served.", ["model", "version", "sha256", "provider"],
+            registry=registry,
+        )  # fmt: skip
+        self.model_load = Gauge(
+            "stylize_model_load_seconds", "Verifying, loading and warming a model.", ["model"], registry=registry
+        )
+        self.build_info = Gauge("stylize_build_info", "1 for this build.", ["version", "commit"], registry=registry)
+
+    def render(self, accept: str) -> tuple[bytes, str]:
+        """The body and its content type: OpenMetrics where ``accept`` asks for it, else Prometheus text."""
+        encoder, content_type = choose_encoder(accept)
+        return encoder(self._registry), content_type
+
+
+class Stopwatch:
+    """One request's way through its stages. ``stage`` is the one that it is in, or was in last."""
+
+    def __init__(self) -> None:
+        self.stage: Stage | Literal["upload"] = "upload"
+        self.durations_s: dict[Stage, float] = {}
+
+    @contextmanager
+    def time(self, stage: Stage) -> Iterator[None]:
+        self.stage = stage
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(stage, time.perf_counter() - started)
+
+    def add(self, stage: Stage, duration_s: float) -> None:
+        self.durations_s[stage] = self.durations_s.get(stage, 0.0) + duration_s
+
+    def header(self) -> str:
+        """The value of ``Server-Timing``, in ms."""
+        return ", ".join(f"{stage};dur={1000 * seconds:.2f}" for stage, seconds in self.durations_s.items())

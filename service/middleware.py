@@ -1,0 +1,93 @@
+"""Around every request: its id, its headers, its metrics, HEAD, and the last resort."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import time
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.errors import Internal, ServiceError
+from service.metrics import Metrics
+from service.schemas import problem
+
+log = logging.getLogger(__name__)
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9._~+/=:-]{1,128}")
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+class Edge:
+    """ASGI middleware, outermost: nothing is answered without it."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        method = scope["method"]
+        sent = _Sent(send, _request_id(scope), without_body=method == "HEAD")
+        inner = {**scope, "method": "GET" if method == "HEAD" else method}
+        inner["state"] = {**scope.get("state", {}), "request_id": sent.request_id}
+        try:
+            await self._app(inner, receive, sent)
+        except Exception:
+            log.exception("a bug: request %s, %s %s", sent.request_id, method, scope["path"])
+            if sent.status is not None:
+                raise
+            await problem_response(Internal("please report it, with the request_id"), inner)(inner, receive, sent)
+        finally:
+            route, method = _route(inner), method if method in METHODS else "other"
+            code = str(sent.status or 499)  # 499: the client left and was told nothing
+            self._metrics.http_requests.labels(route, method, code).inc()
+            self._metrics.http_request_duration.labels(route, method).observe(time.perf_counter() - started)
+
+
+class _Sent:
+    """``send`` with our headers on, remembering the status; without the body where HEAD asked."""
+
+    def __init__(self, send: Send, request_id: str, without_body: bool) -> None:
+        self._send = send
+        self._without_body = without_body
+        self.request_id = request_id
+        self.status: int | None = None
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = MutableHeaders(scope=message)
+            headers["X-Request-ID"] = self.request_id
+            headers["X-Content-Type-Options"] = "nosniff"
+        elif message["type"] == "http.response.body" and self._without_body:
+            message = {**message, "body": b""}
+        await self._send(message)
+
+
+def problem_response(error: ServiceError, scope: Scope) -> JSONResponse:
+    """An error as ``application/problem+json``."""
+    members = problem(error, scope["path"], scope["state"]["request_id"])
+    return JSONResponse(
+        members,
+        error.status,
+        headers={"Cache-Control": "no-store", **error.headers},
+        media_type="application/problem+json",
+    )
+
+
+def _request_id(scope: Scope) -> str:
+    given = Headers(scope=scope).get("x-request-id", "")
+    return given if REQUEST_ID.fullmatch(given) else secrets.token_urlsafe(16)
+
+
+def _route(scope: Scope) -> str:
+    """The route's own pattern: paths as they come would be an open set of label values."""
+    path = getattr(scope.get("route"), "path", None)
+    return path if isinstance(path, str) else "other"

@@ -1,0 +1,1 @@
+"""Networks: what the store holds, how a session runs it, how styles become vectors."""

@@ -1,0 +1,68 @@
+"""The networks that are being served, and which of them can do what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from service.models.session import Provider, Session
+from service.models.store import StoredModel, StyleEntry
+from service.models.style import Mix, Pixels, Rows, blend, rows_for
+
+WARM_SIDE = 64
+
+
+class ServedModel:
+    """A network with its session and its vectors."""
+
+    def __init__(self, stored: StoredModel, session: Session) -> None:
+        self.card = stored.card
+        self.sha256 = stored.card.files[stored.card.graph] if stored.card.graph else ""
+        self.previews = stored.previews
+        self.styles = {style.name: style for style in stored.card.styles}
+        self.provider: Provider = session.provider
+        self.run = session.run
+        self._vectors = stored.vectors
+
+    def rows(self, mix: Mix, strength: float) -> Rows:
+        """What to run the network on for a mix: (R, D), R of 0, 1 or 2."""
+        return rows_for(self._vectors, mix, strength)
+
+    def finish(self, photo: Pixels, outputs: Pixels, strength: float) -> Pixels:
+        """The picture from the outputs (R, H, W, 3) of ``rows``."""
+        return blend(photo, outputs, strength)
+
+    def warm(self) -> None:
+        """One small run, so that the first request does not pay for what is done once."""
+        style = next(iter(self.styles))
+        rows = self.rows(Mix({style: 1.0}), 1)
+        self.run(np.zeros((1, WARM_SIDE, WARM_SIDE, 3), np.uint8), rows)
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """Every model served, the first choice first: conditional networks before classic ones, then by name."""
+
+    models: dict[str, ServedModel] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, models: Sequence[ServedModel]) -> Catalog:
+        ordered = sorted(models, key=lambda model: (model.card.kind != "conditional", model.card.name))
+        return cls({model.card.name: model for model in ordered})
+
+    def styles(self) -> Iterator[StyleEntry]:
+        """Every style that some model has, once, as its first choice tells it."""
+        seen: dict[str, StyleEntry] = {}
+        for model in self.models.values():
+            seen = model.styles | seen
+        return iter(sorted(seen.values(), key=lambda style: style.name))
+
+    def models_with(self, styles: set[str]) -> list[ServedModel]:
+        """The models that have all of ``styles``, the first choice first. A mix needs a conditional one."""
+        return [
+            model
+            for model in self.models.values()
+            if styles <= model.styles.keys() and (len(styles) == 1 or model.card.kind == "conditional")
+        ]

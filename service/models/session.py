@@ -1,0 +1,159 @@
+"""ONNX Runtime: which provider, how many threads, how much memory is kept."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before the import: the Linux wheels report home otherwise
+import onnxruntime as ort  # type: ignore[import-untyped]
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors  # type: ignore[import-untyped]
+
+from service.errors import ConfigurationError, ModelRefused, OutOfMemory, Translation, translating
+from service.models.store import StoredModel, TensorSpec
+
+log = logging.getLogger(__name__)
+
+Provider = Literal["cuda", "cpu"]
+EXECUTION_PROVIDERS: dict[Provider, str] = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
+DTYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
+
+Images = npt.NDArray[np.uint8]  # (N, H, W, 3) sRGB
+StyleRows = npt.NDArray[np.float32]  # (N, D); D is 0 for a classic network
+
+
+class Session:
+    """One network, loaded. Thread-safe, as ONNX Runtime is.
+
+    Raises ModelRefused where the graph cannot be loaded or is not what its card says, ConfigurationError where
+    ``cuda`` is demanded and not to be had.
+    """
+
+    def __init__(self, model: StoredModel, provider: Literal["auto", "cuda", "cpu"], threads: int) -> None:
+        self._card = model.card
+        self.label = model.card.label
+        with translating({Exception: lambda error: ModelRefused(self.label, f"ONNX Runtime: {error}")}):
+            self._session = ort.InferenceSession(model.graph, _options(threads), providers=_wanted(provider))
+        self.provider: Provider = "cuda" if EXECUTION_PROVIDERS["cuda"] in self._session.get_providers() else "cpu"
+        if provider == "cuda" and self.provider != "cuda":
+            raise ConfigurationError("STYLIZE_PROVIDER=cuda, but ONNX Runtime gave this session the CPU")
+        if provider == "auto" and self.provider == "cpu" and len(_wanted(provider)) == 2:
+            log.warning("%s: CUDA is installed but cannot be used; running on the CPU", self.label)
+        _check(model, self._session.get_inputs(), self._session.get_outputs())
+
+    def run(self, images: Images, rows: StyleRows) -> Images:
+        """Stylise (N, H, W, 3) with one style vector a row, (N, D). Raises OutOfMemory."""
+        feed: dict[str, npt.NDArray[np.uint8] | npt.NDArray[np.float32]] = {self._card.inputs[0].name: images}
+        if self._card.kind == "conditional":
+            feed[self._card.inputs[1].name] = rows
+        with translating(_RUNNING):
+            (stylized,) = self._session.run([self._card.outputs[0].name], feed)
+        return np.asarray(stylized)
+
+
+def check_provider(provider: Literal["auto", "cuda", "cpu"]) -> None:
+    """Raises ConfigurationError where ``cuda`` is demanded of a runtime that was built without it."""
+    if provider == "cuda" and EXECUTION_PROVIDERS["cuda"] not in ort.get_available_providers():
+        raise ConfigurationError(
+            "STYLIZE_PROVIDER=cuda, but this ONNX Runtime has no CUDA: install onnxruntime-gpu, or set auto or cpu"
+        )
+
+
+def cpu_quota(cgroup_root: Path = Path("/sys/fs/cgroup"), own_cgroup: Path = Path("/proc/self/cgroup")) -> int:
+    """How many CPUs this process may really use: the smaller of its affinity and its cgroup's quota, rounded up.
+
+    The host's core count is what a container must not go by: threads beyond the quota are only throttled.
+    """
+    quotas = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
+    for folder in _cgroup_folders(cgroup_root, own_cgroup):
+        quota = _quota_v2(folder) or _quota_v1(folder)
+        if quota:
+            quotas.append(math.ceil(quota))
+    return max(1, min(quotas))
+
+
+def _cgroup_folders(root: Path, own_cgroup: Path) -> list[Path]:
+    """Every folder from this process's own cgroup up to the root, of version 2 and of version 1's cpu controller."""
+    try:
+        lines = own_cgroup.read_text().splitlines()
+    except OSError:
+        lines = []
+    starts = [(root, "/"), (root / "cpu", "/")]
+    for line in lines:
+        hierarchy, controllers, path = line.split(":", 2)
+        if hierarchy == "0":
+            starts.append((root, path))
+        elif "cpu" in controllers.split(","):
+            starts.append((root / "cpu", path))
+    folders = []
+    for base, path in starts:
+        parts = Path(path.lstrip("/")).parts
+        folders += [base.joinpath(*parts[:depth]) for depth in range(len(parts) + 1) if ".." not in parts]
+    return folders
+
+
+def _quota_v2(folder: Path) -> float | None:
+    found = re.fullmatch(r"(\d+) (\d+)\s*", _text(folder / "cpu.max"))
+    return int(found[1]) / int(found[2]) if found else None
+
+
+def _quota_v1(folder: Path) -> float | None:
+    quota, period = _text(folder / "cpu.cfs_quota_us").strip(), _text(folder / "cpu.cfs_period_us").strip()
+    return int(quota) / int(period) if quota.isdigit() and period.isdigit() else None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def _wanted(provider: Literal["auto", "cuda", "cpu"]) -> list[str]:
+    available = ort.get_available_providers()
+    order: list[Provider] = ["cpu"] if provider == "cpu" else ["cuda", "cpu"]
+    return [EXECUTION_PROVIDERS[name] for name in order if EXECUTION_PROVIDERS[name] in available]
+
+
+def _options(threads: int) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    return options
+
+
+def _check(model: StoredModel, inputs: Sequence[ort.NodeArg], outputs: Sequence[ort.NodeArg]) -> None:
+    """Raise ModelRefused where the graph's own inputs and outputs are not those of the card."""
+    for what, specs, found in (("inputs", model.card.inputs, inputs), ("outputs", model.card.outputs, outputs)):
+        graph = {arg.name: arg for arg in found}
+        fits = set(graph) == {spec.name for spec in specs} and all(_same(spec, graph[spec.name]) for spec in specs)
+        if not fits:
+            have = ", ".join(f"{arg.name} {arg.type} {arg.shape}" for arg in found)
+            raise ModelRefused(model.card.label, f"the graph's {what} are not its card's: it has {have}")
+
+
+def _same(spec: TensorSpec, arg: ort.NodeArg) -> bool:
+    """Whether card and graph agree; the numbers must be equal, the names of dynamic dimensions need not."""
+    if DTYPES.get(arg.type) != spec.dtype or len(arg.shape) != len(spec.shape):
+        return False
+    pairs = zip(spec.shape, arg.shape, strict=True)
+    return all(mine == theirs for mine, theirs in pairs if isinstance(mine, int) or isinstance(theirs, int))
+
+
+def _failed_run(error: Exception) -> Exception:
+    """ONNX Runtime tells of exhausted memory by a message only."""
+    if re.search(r"out of memory|bad_?alloc|failed to allocate", str(error), re.IGNORECASE):
+        return OutOfMemory("the picture does not fit into the memory left: ask for a smaller max_side")
+    return error
+
+
+_RUNNING: Translation = {ort_errors.Fail: _failed_run, ort_errors.RuntimeException: _failed_run}

@@ -1,0 +1,93 @@
+"""A style is a vector: mixes are weighted sums, and strength is a step away from the photo's own vector."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from service.models.store import NAME_PATTERN, PHOTO, Vector
+
+MAX_WEIGHT = 1e6
+
+Pixels = npt.NDArray[np.uint8]  # (H, W, 3) sRGB
+Rows = npt.NDArray[np.float32]  # (R, D), one style vector for each run of the network; D is 0 for a classic one
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Styles and their weights, which are positive and sum to 1."""
+
+    weights: Mapping[str, float]
+
+    @classmethod
+    def parse(cls, text: str) -> Mix:
+        """Read ``name`` or ``name:weight,name:weight``. Raises ValueError naming everything that is wrong."""
+        parts = [part.strip().partition(":") for part in text.split(",")]
+        wrong = [message for name, colon, weight in parts for message in _wrong(name, bool(colon), weight)]
+        names = [name for name, _, _ in parts]
+        wrong += [f"{name!r} is named twice" for name in sorted(set(names)) if names.count(name) > 1]
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        weights = {name: float(weight) if colon else 1.0 for name, colon, weight in parts}
+        total = math.fsum(weights.values())
+        return cls({name: weight / total for name, weight in weights.items()})
+
+    def __str__(self) -> str:
+        if len(self.weights) == 1:
+            return next(iter(self.weights))
+        return ",".join(f"{name}:{weight:.4g}" for name, weight in self.weights.items())
+
+
+def _wrong(name: str, weighted: bool, weight: str) -> list[str]:
+    wrong = [] if re.match(NAME_PATTERN, name) else [f"{name[:64]!r} is not a style's name (a name, or name:weight,…)"]
+    if weighted:
+        try:
+            fits = 0 < float(weight) <= MAX_WEIGHT
+        except ValueError:
+            fits = False
+        if not fits:
+            wrong.append(f"the weight {weight[:32]!r} is not a number above 0 and at most {MAX_WEIGHT:g}")
+    return wrong
+
+
+def rows_for(vectors: Mapping[str, Vector], mix: Mix, strength: float) -> Rows:
+    """The vectors to run the network on, (R, D): none at strength 0, the style's at 1, and in between
+    s_a = (1 - a) s_photo + a s together with s_photo. A classic network (no vectors) takes one empty row."""
+    if strength == 0:
+        return np.empty((0, 0), np.float32)
+    if not vectors:
+        return np.empty((1, 0), np.float32)
+    style = np.sum([np.float32(weight) * vectors[name] for name, weight in mix.weights.items()], axis=0)
+    if strength == 1:
+        return np.asarray(style[None], np.float32)
+    photo = vectors[PHOTO]
+    return np.stack([photo + np.float32(strength) * (style - photo), photo])
+
+
+def blend(photo: Pixels, outputs: npt.NDArray[np.uint8], strength: float) -> Pixels:
+    """The picture of ``strength`` a from the outputs (R, H, W, 3) for ``rows_for(…)``; exact at both ends.
+
+    Conditional: y = T(x; s_a) + (1 - a)(x - T(x; s_photo)). Classic: y = x + a (T(x) - x).
+    """
+    if strength == 0:
+        return photo
+    stylized: Pixels = outputs[0]
+    if strength == 1:
+        return stylized
+    if len(outputs) == 2:
+        return _rounded(stylized, photo, outputs[1], 1 - strength)
+    return _rounded(photo, stylized, photo, strength)
+
+
+def _rounded(base: Pixels, plus: Pixels, minus: Pixels, weight: float) -> Pixels:
+    """base + weight * (plus - minus), to the nearest value of a pixel."""
+    change = plus.astype(np.float32)
+    change -= minus
+    change *= np.float32(weight)
+    change += base
+    return np.clip(np.rint(change, out=change), 0, 255, out=change).astype(np.uint8)

@@ -1,0 +1,1 @@
+"""The HTTP edge: each module makes one router from its collaborators."""

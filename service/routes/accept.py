@@ -1,0 +1,43 @@
+"""Content negotiation (RFC 9110, 12.5.1): which format the answer has."""
+
+from __future__ import annotations
+
+from service.errors import NotAcceptable
+from service.images import FORMATS, Format
+
+
+def negotiate(accept: str | None, own: Format) -> Format:
+    """The format that ``accept`` likes best; the photo's ``own`` where it has no preference. Raises NotAcceptable."""
+    if accept is None or not accept.strip():
+        return own
+    ranges = _ranges(accept)
+    qualities = {format: _quality(format, ranges) for format in FORMATS}
+    best = max(FORMATS, key=lambda format: (qualities[format], format == own))
+    if qualities[best] == 0:
+        raise NotAcceptable(f"Accept: {accept[:100]} leaves none of {', '.join(f'image/{f}' for f in FORMATS)}")
+    return best
+
+
+def _ranges(accept: str) -> dict[str, float]:
+    ranges = {}
+    for item in accept.split(","):
+        media_range, *parameters = (part.strip().lower() for part in item.split(";"))
+        quality = next((p[2:] for p in parameters if p.startswith("q=")), "1")
+        ranges[media_range] = _number(quality)
+    return ranges
+
+
+def _number(text: str) -> float:
+    try:
+        quality = float(text)
+    except ValueError:
+        return 0.0
+    return quality if 0 <= quality <= 1 else 0.0
+
+
+def _quality(format: Format, ranges: dict[str, float]) -> float:
+    """The most specific range decides."""
+    for media_range in (f"image/{format}", "image/*", "*/*"):
+        if media_range in ranges:
+            return ranges[media_range]
+    return 0.0

@@ -1,0 +1,111 @@
+"""What ``POST /stylize`` takes and gives, for the schema: FastAPI cannot read it off a body that streams."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from service.errors import PROBLEMS
+from service.images import FORMATS
+from service.schemas import Problem
+
+PROBLEM_TYPE = "application/problem+json"
+
+_FIELDS: dict[str, dict[str, Any]] = {
+    "style": {
+        "type": "string",
+        "description": "A style's name, or a mix `name:weight,name:weight`; weights are normalised to sum 1.",
+        "examples": ["starry_night", "starry_night:2,udnie:1"],
+    },
+    "strength": {
+        "type": "number",
+        "minimum": 0,
+        "maximum": 1,
+        "default": 1,
+        "description": "0 gives the photo back, 1 the full style.",
+    },
+    "max_side": {
+        "type": "integer",
+        "minimum": 1,
+        "maximum": 16383,
+        "description": "Shrink so that the longer side is at most this; never enlarge. Default: the server's.",
+    },
+    "format": {
+        "type": "string",
+        "enum": list(FORMATS),
+        "description": "Of the answer; else `Accept` decides, else it is the photo's own.",
+    },
+    "quality": {
+        "type": "integer",
+        "minimum": 1,
+        "maximum": 100,
+        "default": 90,
+        "description": "For JPEG and WebP.",
+    },
+    "model": {"type": "string", "description": "A model by name. Default: the server's choice."},
+    "preserve_color": {
+        "type": "string",
+        "enum": ["none"],
+        "default": "none",
+        "description": "`luminance` and `histogram` are not in this release.",
+    },
+}
+_DEADLINE = {
+    "type": "number",
+    "exclusiveMinimum": 0,
+    "description": "Bounds the whole request, in ms; 504 when it passes.",
+}
+_BINARY = {"type": "string", "format": "binary"}
+_PROBLEM = {PROBLEM_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+_HEADERS = {
+    "X-Style": "the mix as applied",
+    "X-Model": "name@version",
+    "X-Request-ID": "the client's own where it sent a valid one",
+    "Server-Timing": "decode, queue, infer and encode in ms",
+}
+
+STYLIZE: dict[str, Any] = {
+    "description": (
+        "Two ways in, one meaning: the image as the body and the fields as query parameters, or "
+        "`multipart/form-data` with the file field `image` and the fields beside it."
+    ),
+    "responses": {
+        200: {
+            "description": "The stylised picture: the photo's size after EXIF orientation and `max_side`.",
+            "content": {f"image/{format}": {"schema": _BINARY} for format in FORMATS},
+            "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in _HEADERS.items()},
+        },
+    },
+    "openapi_extra": {
+        "parameters": [
+            {"name": name, "in": "query", "required": False, "schema": schema}
+            for name, schema in (_FIELDS | {"deadline_ms": _DEADLINE}).items()
+        ]
+        + [{"name": "X-Deadline-Ms", "in": "header", "required": False, "schema": _DEADLINE}],
+        "requestBody": {
+            "required": True,
+            "content": {f"image/{format}": {"schema": _BINARY} for format in FORMATS}
+            | {
+                "multipart/form-data": {
+                    "schema": {
+                        "type": "object",
+                        "required": ["image", "style"],
+                        "properties": {"image": _BINARY} | _FIELDS,
+                        "additionalProperties": False,
+                    }
+                }
+            },
+        },
+    },
+}
+
+
+def with_problems(schema: dict[str, Any]) -> dict[str, Any]:
+    """Add to an OpenAPI schema what every operation may answer: the problem document and its codes."""
+    components = schema.setdefault("components", {}).setdefault("schemas", {})
+    components["Problem"] = Problem.model_json_schema()
+    for path in schema["paths"].values():
+        for operation in path.values():
+            operation["responses"].pop("422", None)
+            operation["responses"]["default"] = {"description": "A problem (RFC 9457).", "content": _PROBLEM}
+    schema["x-problems"] = [{"code": p.code, "status": p.status, "title": p.title} for p in PROBLEMS]
+    return schema

@@ -1,0 +1,155 @@
+"""``POST /stylize``: one image in, the stylised image out."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+from fastapi import APIRouter, Request, Response
+
+from service.batching import Admission
+from service.engine import Engine
+from service.errors import DeadlineExceeded, InvalidFields, Offence, TooManyPixels
+from service.images import Format, Photo, Picture, decode, encode, open_photo
+from service.metrics import Metrics, Stopwatch
+from service.models.catalog import Catalog, ServedModel
+from service.models.style import Pixels
+from service.routes.accept import negotiate
+from service.routes.openapi import STYLIZE
+from service.routes.upload import Upload, UploadLimits, read_upload
+from service.schemas import StylizeFields
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class PictureLimits:
+    """Pixels of a photo taken in; default of its longer side in pixels, whose square bounds a result's pixels."""
+
+    max_pixels: int
+    max_side: int
+
+
+class Stylizer:
+    """Takes an upload through its stages. ``codec`` is the bounded pool that decodes and encodes."""
+
+    def __init__(
+        self, engine: Engine, admission: Admission, codec: Executor, metrics: Metrics, limits: PictureLimits
+    ) -> None:
+        self._engine = engine
+        self._admission = admission
+        self._codec = codec
+        self._metrics = metrics
+        self._limits = limits
+
+    async def answer(self, upload: Upload, accept: str | None, watch: Stopwatch) -> Response:
+        """The stylised picture. Raises what api.md's table of errors says."""
+        catalog = self._engine.catalog
+        fields = StylizeFields.read(upload.fields, catalog, upload.offences)
+        model = _model_for(fields, catalog)
+        with watch.time("decode"):
+            photo = await self._in_codec(open_photo, upload.image, self._limits.max_pixels)
+        format = fields.format or negotiate(accept, photo.format)
+        size = self._size(photo, fields.max_side)
+        rows = model.rows(fields.style, fields.strength)
+        with self._admission.admit(size[0] * size[1] * max(1, len(rows))) as place:
+            with watch.time("decode"):
+                picture = await self._in_codec(decode, photo, size)
+            outputs = picture.rgb[None]
+            if len(rows):
+                outputs = await self._engine.submit(model, place, picture.rgb, rows, watch)
+            with watch.time("encode"):
+                content = await self._in_codec(_developed, model, picture, outputs, fields, format)
+        self._count(fields, size, watch)
+        headers = {
+            "X-Style": str(fields.style),
+            "X-Model": model.card.label,
+            "Server-Timing": watch.header(),
+            "Cache-Control": "no-store",
+            "Vary": "Accept",
+        }
+        return Response(content, media_type=f"image/{format}", headers=headers)
+
+    @asynccontextmanager
+    async def within(self, deadline_s: float | None, watch: Stopwatch) -> AsyncIterator[None]:
+        """Bound the block in time. What it was doing is dropped, and it raises DeadlineExceeded."""
+        deadline = asyncio.timeout(deadline_s)
+        try:
+            async with deadline:
+                yield
+        except TimeoutError as error:
+            if not deadline.expired():
+                raise
+            self._metrics.abandoned.labels(watch.stage).inc()
+            raise DeadlineExceeded(f"the deadline passed in the stage {watch.stage!r}; allow for more time") from error
+
+    def _size(self, photo: Photo, max_side: int | None) -> tuple[int, int]:
+        """(width, height) of the result, in pixels. Raises TooManyPixels."""
+        width, height = photo.size_within(max_side or self._limits.max_side)
+        most = self._limits.max_side**2
+        if width * height > most:
+            raise TooManyPixels(
+                f"the result would have {width} x {height} pixels; at most {most} are made: "
+                f"ask for a max_side of {self._limits.max_side} or less"
+            )
+        return width, height
+
+    def _count(self, fields: StylizeFields, size: tuple[int, int], watch: Stopwatch) -> None:
+        for name, weight in fields.style.weights.items():
+            self._metrics.pixels.labels(name).inc(weight * size[0] * size[1])
+        for stage, duration_s in watch.durations_s.items():
+            self._metrics.stage_duration.labels(stage).observe(duration_s)
+
+    async def _in_codec(self, step: Callable[..., T], *arguments: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._codec, step, *arguments)
+
+
+def stylize_router(stylizer: Stylizer, limits: UploadLimits) -> APIRouter:
+    router = APIRouter()
+
+    @router.post("/stylize", summary="Stylise a photo", response_class=Response, **STYLIZE)
+    async def stylize(request: Request) -> Response:
+        watch = Stopwatch()
+        header = [("deadline_ms", value) for value in request.headers.getlist("x-deadline-ms")]
+        async with stylizer.within(_deadline_s(request.query_params.multi_items() + header), watch):
+            upload = await read_upload(request, limits)
+            upload.fields.extend(header)
+            return await stylizer.answer(upload, request.headers.get("accept"), watch)
+
+    return router
+
+
+def _deadline_s(fields: list[tuple[str, str]]) -> float | None:
+    """The deadline while nothing has been validated yet; a malformed one bounds nothing and is named later."""
+    for name, value in fields:
+        if name == "deadline_ms":
+            try:
+                milliseconds = float(value)
+            except ValueError:
+                return None
+            return milliseconds / 1000 if 0 < milliseconds < math.inf else None
+    return None
+
+
+def _model_for(fields: StylizeFields, catalog: Catalog) -> ServedModel:
+    """The model asked for, or the first choice for these styles. Raises InvalidFields where none has them all."""
+    able = catalog.models_with(set(fields.style.weights))
+    chosen = [model for model in able if fields.model in (None, model.card.name)]
+    if chosen:
+        return chosen[0]
+    wanted = ", ".join(fields.style.weights)
+    names = ", ".join(model.card.name for model in able) or "none"
+    if fields.model:
+        raise InvalidFields([Offence("model", f"{fields.model} cannot do {wanted}; models that can: {names}")])
+    raise InvalidFields([Offence("style", f"no one model can mix {wanted}")])
+
+
+def _developed(model: ServedModel, picture: Picture, outputs: Pixels, fields: StylizeFields, format: Format) -> bytes:
+    """The file from the network's outputs (R, H, W, 3)."""
+    rgb = model.finish(picture.rgb, outputs, fields.strength)
+    return encode(Picture(rgb, picture.alpha), format, fields.quality)

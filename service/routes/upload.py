@@ -1,0 +1,126 @@
+"""Reading a request's body: bounded in bytes and in time while it streams in."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+
+from starlette.datastructures import FormData
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect, Request
+
+from service.errors import (
+    MalformedUpload,
+    Offence,
+    TooManyBytes,
+    Translation,
+    UnsupportedMediaType,
+    UploadTooSlow,
+    translating,
+)
+from service.schemas import LATER_FIELDS
+
+MULTIPART = "multipart/form-data"
+IMAGE_TYPES = ("image/jpeg", "image/jpg", "image/png", "image/webp")
+IMAGE_FIELD = "image"
+MAX_PARTS = 32
+
+
+@dataclass(frozen=True)
+class UploadLimits:
+    """The largest body in bytes, and the longest time in seconds that it may take to arrive."""
+
+    max_bytes: int
+    timeout_s: float
+
+
+@dataclass(frozen=True)
+class Upload:
+    """The image's bytes, the fields as they came, and what is already known to be wrong with them."""
+
+    image: bytes
+    fields: list[tuple[str, str]]
+    offences: list[Offence] = field(default_factory=list)
+
+
+async def read_upload(request: Request, limits: UploadLimits) -> Upload:
+    """Read an image and its fields, whichever of the two ways they came.
+
+    Raises UnsupportedMediaType, TooManyBytes, UploadTooSlow or MalformedUpload.
+    """
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    query = request.query_params.multi_items()
+    with translating(_RECEIVING):
+        async with asyncio.timeout(limits.timeout_s):
+            if media_type == MULTIPART:
+                form = await _Parser(request, limits.max_bytes).parse()
+                return await _from_form(form, query)
+            if media_type in IMAGE_TYPES:
+                content = b"".join([chunk async for chunk in _bounded(request, limits.max_bytes)])
+                return Upload(content, query)
+    raise UnsupportedMediaType(
+        f"the Content-Type {media_type[:64]!r} is not read here: send image/jpeg, image/png or image/webp with the "
+        f"image as the body, or {MULTIPART} with the file field {IMAGE_FIELD!r}"
+    )
+
+
+async def _bounded(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
+    too_many = TooManyBytes(f"at most {max_bytes} bytes are taken in")
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > max_bytes:
+        raise too_many
+    received = 0
+    async for chunk in request.stream():
+        received += len(chunk)
+        if received > max_bytes:
+            raise too_many
+        yield chunk
+
+
+class _Parser(MultiPartParser):
+    """Starlette's parser, kept in memory (the bound is on the whole body) and aware of a missing end."""
+
+    def __init__(self, request: Request, max_bytes: int) -> None:
+        self.spool_max_size = max_bytes + 1
+        self._ended = False
+        stream = _bounded(request, max_bytes)
+        super().__init__(request.headers, stream, max_files=MAX_PARTS, max_fields=MAX_PARTS)
+
+    def on_end(self) -> None:
+        self._ended = True
+
+    async def parse(self) -> FormData:
+        form = await super().parse()
+        if not self._ended:
+            raise MultiPartException("the closing boundary is missing.")
+        return form
+
+
+async def _from_form(form: FormData, query: list[tuple[str, str]]) -> Upload:
+    images, fields, offences = [], list(query), []
+    for name, value in form.multi_items():
+        if name in LATER_FIELDS:
+            fields.append((name, ""))
+        elif name == IMAGE_FIELD and not isinstance(value, str):
+            images.append(value)
+        elif name == IMAGE_FIELD:
+            offences.append(Offence(name, "must be sent as a file"))
+        elif not isinstance(value, str):
+            offences.append(Offence(name[:64], f"is a file; only {IMAGE_FIELD!r} may be"))
+        elif name == "deadline_ms":
+            offences.append(Offence(name, "belongs into the query, or into the header X-Deadline-Ms"))
+        else:
+            fields.append((name, value))
+    if len(images) != 1 and not any(offence.field == IMAGE_FIELD for offence in offences):
+        offences.append(Offence(IMAGE_FIELD, "required: the photo, as a file" if not images else "more than one"))
+    content = await images[0].read() if images else b""
+    await form.close()
+    return Upload(content, fields, offences)
+
+
+_RECEIVING: Translation = {
+    TimeoutError: lambda error: UploadTooSlow("the body did not arrive in time: send a smaller image"),
+    MultiPartException: lambda error: MalformedUpload(f"the multipart body cannot be read: {error}"),
+    ClientDisconnect: lambda error: MalformedUpload("the client left before the body was complete"),
+}

@@ -1,0 +1,130 @@
+"""What the HTTP edge takes and gives, as pydantic sees it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
+from pydantic_core import PydanticCustomError
+
+from service.errors import InvalidFields, Offence, ServiceError, UnknownStyle
+from service.images import Format
+from service.models.catalog import Catalog
+from service.models.style import Mix
+
+NOT_YET = "not in this release"
+LATER_FIELDS = ("style_image", "mask")  # api.md has them, this release does not
+
+
+def _known_styles(mix: Mix, info: ValidationInfo) -> Mix:
+    catalog = cast(Catalog, info.context)
+    known = [style.name for style in catalog.styles()]
+    unknown = [name for name in mix.weights if name not in known]
+    if unknown:
+        detail = f"no style is called {' or '.join(unknown)}; there are {', '.join(known)}"
+        raise PydanticCustomError("unknown_style", "{detail}", {"detail": detail})
+    return mix
+
+
+def _known_model(name: str, info: ValidationInfo) -> str:
+    catalog = cast(Catalog, info.context)
+    if name not in catalog.models:
+        raise ValueError(f"no model is called {name[:64]!r}; there are {', '.join(catalog.models)}")
+    return name
+
+
+def _colour_kept_later(value: object) -> object:
+    if value in ("luminance", "histogram"):
+        raise ValueError(f"{value!r} is {NOT_YET}: only 'none' is")
+    return value
+
+
+class StylizeFields(BaseModel):
+    """The fields of ``POST /stylize``, whichever way they came. Validated in the context of a Catalog."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    style: Annotated[Mix, BeforeValidator(Mix.parse), AfterValidator(_known_styles)]
+    strength: float = Field(1.0, ge=0, le=1, allow_inf_nan=False)
+    preserve_color: Annotated[Literal["none"], BeforeValidator(_colour_kept_later)] = "none"
+    max_side: int | None = Field(None, ge=1, le=16383)
+    model: Annotated[str, AfterValidator(_known_model)] | None = None
+    format: Format | None = None
+    quality: int = Field(90, ge=1, le=100)
+    deadline_ms: float | None = Field(None, gt=0, allow_inf_nan=False)
+
+    @classmethod
+    def read(
+        cls, fields: Sequence[tuple[str, str]], catalog: Catalog, offences: Iterable[Offence] = ()
+    ) -> StylizeFields:
+        """Validate the fields as they came. ``offences`` are those that were found on the way here.
+
+        Raises InvalidFields with every offence at once, or UnknownStyle where that is the only one.
+        """
+        found = list(offences)
+        counts = Counter(name for name, _ in fields)
+        found += [Offence(name, "given more than once") for name, count in counts.items() if count > 1]
+        found += [Offence(name, NOT_YET) for name in LATER_FIELDS if name in counts]
+        unknown_style = None
+        values = {name: value for name, value in fields if name not in LATER_FIELDS}
+        try:
+            valid = cls.model_validate(values, context=catalog)
+        except ValidationError as error:
+            details = [(str(e["loc"][0]), _said(e["type"], e["msg"])) for e in error.errors()]
+            unknown_style = next((e["msg"] for e in error.errors() if e["type"] == "unknown_style"), None)
+            found += [Offence(name[:64], detail) for name, detail in details]
+        if unknown_style and len(found) == 1:
+            raise UnknownStyle(unknown_style)
+        if found:
+            raise InvalidFields(found)
+        return valid
+
+
+def _said(type_: str, message: str) -> str:
+    if type_ == "extra_forbidden":
+        return "unknown field; there are " + ", ".join(StylizeFields.model_fields)
+    if type_ == "missing":
+        return "required: the name of a style, or a mix name:weight,name:weight"
+    return message.removeprefix("Value error, ")
+
+
+class Style(BaseModel):
+    """A style that ``/stylize`` accepts now."""
+
+    name: str
+    title: str
+    artist: str
+    year: str
+    credit: str = Field(description="source and licence of the reproduction")
+    painting_sha256: str = Field(description="of the very file that the style was trained from")
+    models: list[str] = Field(description="the models that have it, the server's first choice first")
+    links: dict[str, str]
+
+
+class Styles(BaseModel):
+    styles: list[Style]
+
+
+class Problem(BaseModel):
+    """RFC 9457."""
+
+    type: str
+    title: str
+    status: int
+    detail: str = Field(description="what was wrong and what to do")
+    instance: str
+    code: str = Field(description="stable, snake_case")
+    request_id: str
+    errors: list[dict[str, str]] | None = Field(None, description="422 only: every offence, with field and detail")
+    reasons: list[str] | None = Field(None, description="not_ready only")
+
+
+class Status(BaseModel):
+    status: str
+
+
+def problem(error: ServiceError, instance: str, request_id: str) -> dict[str, Any]:
+    """The members of an error's problem document."""
+    return error.members() | {"instance": instance, "request_id": request_id}

@@ -1,0 +1,85 @@
+"""Settings: frozen, from the environment, checked at start."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from service.errors import ConfigurationError
+
+PREFIX = "STYLIZE_"
+
+
+class Settings(BaseModel):
+    """One field a variable: ``max_side`` is ``STYLIZE_MAX_SIDE``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    host: str = Field("127.0.0.1", min_length=1, description="address to listen on; `0.0.0.0` for every one")
+    port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one")
+    model_store: Path = Field(
+        Path(__file__).parent.parent / "model_store", description="folder of `<model>/<version>/model.json`"
+    )
+    provider: Literal["auto", "cuda", "cpu"] = Field(
+        "auto", description="where networks run; `cuda` refuses to start without one, `auto` falls back to the CPU"
+    )
+    max_upload_bytes: int = Field(20 * 2**20, ge=1, description="largest request body, in bytes")
+    upload_timeout_s: float = Field(
+        30.0, gt=0, allow_inf_nan=False, description="longest time that an upload may take, in seconds"
+    )
+    # Pillow refuses above 2 * Image.MAX_IMAGE_PIXELS on its own account, which is this ceiling.
+    max_pixels: int = Field(
+        50_000_000, ge=1, le=178_956_970, description="largest photo taken in, in pixels (read from its header)"
+    )
+    max_side: int = Field(
+        2048,
+        ge=1,
+        le=16383,
+        description="default of the field `max_side`, in pixels; its square bounds the pixels of any one result",
+    )
+    max_queue_pixels: int = Field(
+        2**25, ge=1, description="most pixels that may wait for a network; beyond it requests get 503"
+    )
+    commit: str = Field(
+        "unknown", pattern=r"^[\w.-]{1,64}$", description="the build's commit, for `stylize_build_info`"
+    )
+
+    @model_validator(mode="after")
+    def _largest_request_fits_the_queue(self) -> Self:
+        needed = 2 * self.max_side**2  # a strength between 0 and 1 runs the network on two rows
+        if self.max_queue_pixels < needed:
+            raise ValueError(
+                f"{PREFIX}MAX_QUEUE_PIXELS={self.max_queue_pixels} cannot hold one picture of "
+                f"{PREFIX}MAX_SIDE={self.max_side}: raise it to {needed} or lower the side"
+            )
+        return self
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> Self:
+        """Read every ``STYLIZE_`` variable. Raises ConfigurationError naming each one that is unknown or malformed."""
+        given = {name: value for name, value in environ.items() if name.startswith(PREFIX)}
+        known = {PREFIX + field.upper(): field for field in cls.model_fields}
+        unknown = [_unknown(name, list(known)) for name in given if name not in known]
+        if unknown:
+            raise ConfigurationError("; ".join(unknown))
+        try:
+            return cls.model_validate({known[name]: value for name, value in given.items()})
+        except ValidationError as error:
+            malformed = [_malformed(given, e["loc"], e["msg"]) for e in error.errors()]
+            raise ConfigurationError("; ".join(malformed)) from error
+
+
+def _unknown(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, 1)
+    return f"{name} is not a setting" + (f"; did you mean {near[0]}?" if near else f": one of {', '.join(known)}")
+
+
+def _malformed(given: Mapping[str, str], loc: tuple[int | str, ...], message: str) -> str:
+    if not loc:
+        return message.removeprefix("Value error, ")
+    name = PREFIX + str(loc[0]).upper()
+    return f"{name}={given[name]!r}: {message}"
