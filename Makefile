@@ -1,0 +1,45 @@
+# make serve: the service with the shipped models.   make test: every test.   make check: lint, types and tests.
+# Each sets up what it needs in .venv the first time.
+
+PORT ?= 8000
+PYTHON ?= python3
+RUNTIME := $(if $(shell command -v nvidia-smi 2>/dev/null),gpu,cpu)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+export ORT_DISABLE_TELEMETRY := 1
+
+.PHONY: serve test lint check bench clean
+
+serve: $(VENV)/.serve
+	STYLIZE_PORT=$(PORT) $(BIN)/python -m service
+
+test: $(VENV)/.develop
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.develop
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+check: lint test
+
+bench: $(VENV)/.develop
+	$(BIN)/python -m bench
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.serve: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[$(RUNTIME)]'
+	@touch $@
+
+# torch first and alone: a CPU build where there is one, instead of several GB of CUDA libraries
+$(VENV)/.develop: pyproject.toml constraints.txt $(VENV)/.serve
+	$(PIP) "$$(grep '^torch==' constraints.txt)"
+	$(PIP) --editable '.[$(RUNTIME),export,gatys,dev]'
+	@touch $@

@@ -1,0 +1,284 @@
+"""python -m export train | publish | evaluate | add-style | to-onnx | verify | fetch."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # torch is imported by the commands that need it
+    from export.to_onnx import PixelGraph
+
+# With glibc's defaults a training step spends most of its time in page faults; they are read when a process starts.
+MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "34359738368"}
+
+STORE = Path("model_store")
+VGG_WEIGHTS = STORE / "vgg16" / "1" / "vgg16.safetensors"
+MANIFEST = Path(__file__).parent / "styles.toml"
+OPTIMA = Path(__file__).parent / "optima.json"
+PHOTOS = Path("tests/photos")
+JUDGED_PHOTOS = tuple(
+    PHOTOS / f"{name}.jpg" for name in ("astronaut", "gateway_of_india_night", "great_wall", "mariachi")
+)
+SHEET_PHOTOS = (PHOTOS / "neuschwanstein.jpg", PHOTOS / "kingfisher.jpg")
+NETWORKS = {"multistyle": (16, 32, 64), "classic": (32, 64, 128)}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; 0 when it worked, 1 with a sentence on stderr when it could not."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.command(options)
+    except _expected_errors() as error:
+        print(f"{options.name}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{options.name}: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _expected_errors() -> tuple[type[Exception], ...]:
+    from export.fetch import WrongWeights
+    from export.verify import GraphDiffers
+    from service.errors import ModelRefused
+
+    return OSError, ValueError, GraphDiffers, WrongWeights, ModelRefused
+
+
+def _train(options: argparse.Namespace) -> None:
+    from export.data import read_paintings
+    from export.networks.transformer import TransformerConfig
+    from export.train import TrainConfig, Trainer
+
+    config = TrainConfig(
+        network=TransformerConfig(NETWORKS[options.network]),
+        conditional=options.network == "multistyle",
+        seed=options.seed,
+    )
+    given = {
+        key: getattr(options, key) for key in ("steps", "small_steps", "small_side", "side", "batch", "learning_rate")
+    }
+    config = dataclasses.replace(config, **{key: value for key, value in given.items() if value is not None})
+    trainer = Trainer(
+        config,
+        read_paintings(options.manifest, options.paintings, options.styles),
+        options.content,
+        options.vgg,
+        options.run,
+        device=_device(options.device),
+        compiled=options.compile,
+    )
+    trainer.run(sheet_photos=[photo for photo in SHEET_PHOTOS if photo.exists()])
+
+
+def _to_onnx(options: argparse.Namespace) -> None:
+    from export.to_onnx import export_graph
+
+    export_graph(_pixel_graph(options.run), options.onnx)
+    print(f"{options.onnx}: {options.onnx.stat().st_size / 1e6:.1f} MB")
+
+
+def _verify(options: argparse.Namespace) -> None:
+    from export.train import Run
+    from export.verify import verify
+
+    run = Run.load(options.run)
+    vectors = run.network.vectors.detach().numpy() if run.config["conditional"] else None
+    for comparison in verify(_pixel_graph(options.run), options.onnx, vectors):
+        print(f"{comparison.shape}: at most {comparison.largest}/255, {comparison.share:.2%} of the values differ")
+
+
+def _publish(options: argparse.Namespace) -> None:
+    from export.data import read_paintings
+    from export.publish import publish
+    from export.train import Run
+
+    run = Run.load(options.run)
+    card = publish(
+        run,
+        read_paintings(options.manifest, options.paintings, run.styles),
+        options.model,
+        title=options.title,
+        description=options.description,
+        licence=options.licence,
+        preview_photo=options.preview_photo,
+    )
+    print(f"{card.label}: {len(card.styles)} styles, in {options.model}")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from export import evaluate
+    from export.data import read_paintings
+    from export.publish import write_card
+    from service.models.store import ModelStore
+
+    card = ModelStore(options.model.parent.parent).load(options.model).card
+    paintings = read_paintings(
+        options.manifest, options.paintings, options.styles or [style.name for style in card.styles]
+    )
+    evaluator = evaluate.Evaluator(options.vgg, options.optima)
+    scores, rows = evaluator.score(evaluate.store_stylizer(options.model), paintings, options.photos)
+    print(evaluate.table(scores))
+    if options.sheet:
+        evaluate.write_sheet(options.sheet, [painting.name for painting in paintings], rows)
+    if options.into_card:
+        write_card(options.model, evaluate.with_quality(card, scores))
+
+
+def _add_style(options: argparse.Namespace) -> None:
+    from export.add_style import add_style
+    from export.data import Painting
+
+    painting = Painting(
+        options.name_, options.painting, options.title or options.name_, options.artist, options.year, options.credit
+    )
+    run = options.run or Path("runs") / f"add_{options.name_}"
+    card = add_style(options.model, painting, options.content, options.vgg, run, preview_photo=options.preview_photo)
+    print(f"{card.label} has {len(card.styles)} styles now; restart the service to serve {options.name_}")
+
+
+def _fetch(options: argparse.Namespace) -> None:
+    from export.fetch import fetch_vgg16
+
+    card = fetch_vgg16(options.source, options.store)
+    print(f"{card.label} is in {options.store}")
+
+
+def _pixel_graph(run_folder: Path) -> PixelGraph:
+    from export.to_onnx import PixelGraph
+    from export.train import Run
+
+    run = Run.load(run_folder)
+    return PixelGraph(run.network.transformer, None if run.config["conditional"] else run.network.vectors[0])
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return name
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m export", description="Train style-transfer networks and publish them."
+    )
+    commands = parser.add_subparsers(required=True, metavar="command", dest="name")
+
+    def command(name: str, run: Callable[[argparse.Namespace], None], help_: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name, help=help_, description=help_, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
+        sub.set_defaults(command=run)
+        return sub
+
+    def names(text: str) -> list[str]:
+        return text.split(",")
+
+    train = command("train", _train, "Train a network on paintings and photos; resumes the run that its folder holds.")
+    _run_option(train)
+    _data_options(train)
+    train.add_argument(
+        "--network",
+        choices=tuple(NETWORKS),
+        default="multistyle",
+        help="many styles in one network, or Johnson's classic for one",
+    )
+    train.add_argument("--styles", type=names, help="comma-separated names out of the manifest (all)")
+    for option, kind in (
+        ("steps", int),
+        ("small-steps", int),
+        ("small-side", int),
+        ("side", int),
+        ("batch", int),
+        ("learning-rate", float),
+    ):
+        train.add_argument(f"--{option}", type=kind, help="see TrainConfig in export/train.py")
+    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--device", default="auto", help="auto, cpu, cuda")
+    train.add_argument(
+        "--compile", action="store_true", help="torch.compile: a third faster on CPU, needs a C++ compiler and a minute"
+    )
+
+    to_onnx = command("to-onnx", _to_onnx, "Export a run's network as an ONNX graph from pixels to pixels.")
+    verify = command("verify", _verify, "Compare an exported graph with torch; fails above 1/255 of difference.")
+    for sub in (to_onnx, verify):
+        _run_option(sub)
+        sub.add_argument("--onnx", type=Path, required=True, help="the graph's file")
+
+    publish = command("publish", _publish, "Export, verify and publish a run into the model store.")
+    _run_option(publish)
+    publish.add_argument("--model", type=Path, required=True, help="<store>/<model>/<version>, not there yet")
+    publish.add_argument("--manifest", type=Path, default=MANIFEST, help="titles and credits of the paintings (TOML)")
+    publish.add_argument("--paintings", type=Path, required=True, help="folder of the paintings")
+    publish.add_argument("--title", required=True)
+    publish.add_argument("--description", default="")
+    publish.add_argument("--licence", default="Apache-2.0")
+    _preview_option(publish)
+
+    evaluate = command(
+        "evaluate", _evaluate, "Judge a published model: its loss over Gatys' optimum, artefacts, a contact sheet."
+    )
+    evaluate.add_argument("model", type=Path, help="<store>/<model>/<version>")
+    evaluate.add_argument("--manifest", type=Path, default=MANIFEST, help="the paintings' file names (TOML)")
+    evaluate.add_argument("--paintings", type=Path, required=True, help="folder of the paintings")
+    evaluate.add_argument("--styles", type=names, help="comma-separated (all of the model's)")
+    evaluate.add_argument("--photos", type=Path, nargs="+", default=JUDGED_PHOTOS)
+    evaluate.add_argument(
+        "--optima", type=Path, default=OPTIMA, help="known optima; a missing one takes half a minute and more"
+    )
+    evaluate.add_argument("--sheet", type=Path, help="write the contact sheet here")
+    evaluate.add_argument("--into-card", action="store_true", help="write the numbers into the model's card")
+    _vgg_option(evaluate)
+
+    add_style = command(
+        "add-style", _add_style, "Train one more style into a published network: minutes, no new export."
+    )
+    add_style.add_argument("painting", type=Path)
+    add_style.add_argument("--name", dest="name_", required=True, help="what requests call it: a-z, 0-9 and _")
+    add_style.add_argument("--title")
+    add_style.add_argument("--artist", default="unknown")
+    add_style.add_argument("--year", default="unknown")
+    add_style.add_argument("--credit", default="not stated", help="source and licence of the reproduction")
+    add_style.add_argument("--model", type=Path, default=STORE / "multistyle" / "1")
+    add_style.add_argument("--content", type=Path, required=True, help="folder of photos to train on")
+    add_style.add_argument("--run", type=Path, help="folder of the checkpoint (runs/add_<name>)")
+    _preview_option(add_style)
+    _vgg_option(add_style)
+
+    fetch = command("fetch", _fetch, "Put VGG weights into the store, checked by their sha256.")
+    fetch.add_argument("network", choices=("vgg16",))
+    fetch.add_argument("--source", required=True, help="path or http(s) address of vgg16.safetensors")
+    fetch.add_argument("--store", type=Path, default=STORE)
+    return parser
+
+
+def _run_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--run", type=Path, required=True, help="the run's folder: checkpoint, losses, sample sheets")
+
+
+def _data_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--content", type=Path, required=True, help="folder of photos to train on")
+    parser.add_argument("--paintings", type=Path, required=True, help="folder of the paintings")
+    parser.add_argument("--manifest", type=Path, default=MANIFEST, help="titles and credits of the paintings (TOML)")
+    _vgg_option(parser)
+
+
+def _vgg_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--vgg", type=Path, default=VGG_WEIGHTS, help="weights of the feature network")
+
+
+def _preview_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--preview-photo", type=Path, default=SHEET_PHOTOS[0], help="the photo that previews show")
+
+
+if __name__ == "__main__":
+    if sys.platform == "linux" and not MALLOC.keys() <= os.environ.keys():
+        os.execve(sys.executable, [sys.executable, "-m", "export", *sys.argv[1:]], {**os.environ, **MALLOC})
+    sys.exit(main())

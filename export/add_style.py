@@ -1,0 +1,91 @@
+"""A new style for a published conditional network: its vector alone is trained, the graph stays as it is.
+
+Dumoulin 2017 (Magenta's fine-tuning): the convolutions are frozen, and the vector starts from the style that comes
+closest to the new painting.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from export.data import Painting
+from export.publish import preview_path, preview_picture, style_entry, write_card, write_preview, write_vector
+from export.to_onnx import PixelGraph, load_transformer
+from export.train import StyledNetwork, TrainConfig, Trainer
+from export.verify import verify
+from service.gatys.losses import TRAINING_STYLE_LAYERS, grams_of, style_losses
+from service.models.store import PHOTO, Card, ModelStore, StoredModel, file_sha256
+
+CONFIG = TrainConfig(conditional=False, steps=2000, small_steps=1200, learning_rate=5e-3, warmup_steps=50, average=0.99)
+COMPARED_PHOTOS = 4
+
+
+def add_style(
+    model: Path,
+    painting: Painting,
+    content: Path,
+    vgg_weights: Path,
+    run: Path,
+    *,
+    config: TrainConfig = CONFIG,
+    preview_photo: Path,
+) -> Card:
+    """Trains a vector for `painting` and adds it to `model`, a folder <store>/<model>/<version>; resumes from `run`.
+
+    Raises ValueError where the model has a style of that name already, is not conditional, or was not made here.
+    """
+    stored = ModelStore(model.parent.parent).load(model)
+    if stored.card.kind != "conditional":
+        raise ValueError(
+            f"{stored.card.label} is a {stored.card.kind} network: only a conditional one takes more styles"
+        )
+    if painting.name in stored.vectors:
+        raise ValueError(f"{stored.card.label} has a style {painting.name} already; choose another --name")
+    assert stored.card.graph is not None  # a conditional card has one
+    transformer = load_transformer(model / stored.card.graph)
+    for parameter in transformer.parameters():
+        parameter.requires_grad_(False)
+    config = replace(config, network=transformer.config)
+    network = StyledNetwork(transformer, torch.zeros(1, transformer.config.style_size))
+    trainer = Trainer(config, [painting], content, vgg_weights, run, start=network)
+    if trainer.step == 0:
+        nearest = _nearest_vector(trainer, stored)
+        with torch.no_grad():
+            network.vectors.copy_(nearest)
+            trainer.average["vectors"].copy_(nearest)
+    trainer.run()
+    return _install(model, stored, painting, trainer, preview_photo)
+
+
+def _nearest_vector(trainer: Trainer, stored: StoredModel) -> torch.Tensor:
+    """The stored vector, (1, D), whose pictures come closest to the painting's Gram matrices."""
+    photos = trainer.photos.batch(0, COMPARED_PHOTOS, trainer.config.small_side)
+    targets = trainer.targets.of(torch.zeros(COMPARED_PHOTOS, dtype=torch.long))
+    distances = {}
+    for name, vector in stored.vectors.items():
+        if name != PHOTO:
+            with torch.no_grad():
+                pictures = trainer.network.transformer(photos, torch.from_numpy(vector).repeat(COMPARED_PHOTOS, 1))
+                features = trainer.vgg(pictures, TRAINING_STYLE_LAYERS)
+                distances[name] = float(style_losses(grams_of(features, TRAINING_STYLE_LAYERS), targets).mean())
+    return torch.from_numpy(stored.vectors[min(distances, key=distances.__getitem__)])[None]
+
+
+def _install(model: Path, stored: StoredModel, painting: Painting, trainer: Trainer, preview_photo: Path) -> Card:
+    """Writes vector and preview, then the card that names them: a service sees the style whole or not at all."""
+    averaged = trainer.averaged()
+    vector = averaged.vectors.detach().numpy()
+    graph = PixelGraph(averaged.transformer)
+    photo = preview_picture(preview_photo)
+    assert stored.card.graph is not None
+    verify(graph, model / stored.card.graph, vector, [photo])
+    path = write_vector(model, painting.name, vector[0])
+    write_preview(model, painting.name, graph, photo, vector[0])
+    entry = style_entry(painting, trainer.config.painting_side, path)
+    added = {name: file_sha256(model / name) for name in (path, preview_path(painting.name))}
+    card = stored.card.model_copy(update={"styles": (*stored.card.styles, entry), "files": stored.card.files | added})
+    write_card(model, Card.model_validate(card.model_dump(by_alias=True)))
+    return card

@@ -1,0 +1,110 @@
+"""Training data: crops of photos as a pure function of (seed, step), and paintings with their titles and credits.
+
+Nothing here remembers how far it came, so a resumed run sees exactly the crops that it would have seen.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+
+
+@dataclass(frozen=True)
+class Painting:
+    """A painting to learn a style from; `credit` is the source and the licence of the reproduction."""
+
+    name: str
+    path: Path
+    title: str
+    artist: str
+    year: str
+    credit: str
+    may_ship: bool = False
+
+
+def read_paintings(manifest: Path, folder: Path, names: Sequence[str] | None = None) -> list[Painting]:
+    """The paintings that the manifest (TOML, a table a style) describes and `folder` holds, in the manifest's order.
+
+    Raises ValueError for a name that the manifest lacks, FileNotFoundError for a picture that the folder lacks.
+    """
+    tables = tomllib.loads(manifest.read_text())
+    chosen = list(tables) if names is None else list(names)
+    if unknown := [name for name in chosen if name not in tables]:
+        raise ValueError(f"{manifest} has no {', '.join(unknown)}; it has {', '.join(tables)}")
+    paintings = []
+    for name in chosen:
+        table = dict(tables[name])
+        path = folder / table.pop("file")
+        if not path.is_file():
+            raise FileNotFoundError(f"the painting of {name} is not at {path}")
+        paintings.append(Painting(name=name, path=path, **table))
+    return paintings
+
+
+def load_picture(path: Path, *, short_side: int | None = None) -> Tensor:
+    """A picture file -> (1, 3, H, W), RGB 0-1; its shorter side scaled to `short_side` px where that is given."""
+    with Image.open(path) as file:
+        picture = file.convert("RGB")
+    if short_side is not None:
+        scale = short_side / min(picture.size)
+        size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+        picture = picture.resize(size, Image.Resampling.LANCZOS)
+    return to_tensor(np.asarray(picture)[None])
+
+
+def to_tensor(pixels: np.ndarray) -> Tensor:
+    """uint8 pixels (N, H, W, 3) -> float pictures (N, 3, H, W), 0-1."""
+    return torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2).float() / 255
+
+
+def to_pixels(pictures: Tensor) -> np.ndarray:
+    """Pictures (N, 3, H, W) -> uint8 pixels (N, H, W, 3), clipped and rounded as the exported graph does."""
+    rounded = (pictures.detach().float() * 255).round().clamp(0, 255).to(torch.uint8)
+    return rounded.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+class Photos:
+    """The photos of a folder, cut into random square crops."""
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES)
+        self.seed = seed
+        if not self.paths:
+            raise ValueError(f"no photos ({', '.join(PICTURE_SUFFIXES)}) in {folder}")
+
+    def batch(self, step: int, count: int, side: int) -> Tensor:
+        """The crops of one step: (count, 3, side, side), 0-1. Scale jittered up to 2x, mirrored half of the time."""
+        rng = np.random.default_rng([self.seed, step])
+        crops = [self._crop(self.paths[index], side, rng) for index in rng.integers(len(self.paths), size=count)]
+        return to_tensor(np.stack(crops))
+
+    def batches(self, steps: Sequence[tuple[int, int, int]]) -> Iterator[Tensor]:
+        """The crops of many (step, count, side), each read in the background while the one before is in use."""
+        with ThreadPoolExecutor(1) as reader:
+            futures = [reader.submit(self.batch, *steps[0])] if steps else []
+            for following in steps[1:]:
+                futures.append(reader.submit(self.batch, *following))
+                yield futures.pop(0).result()
+            if futures:
+                yield futures.pop().result()
+
+    @staticmethod
+    def _crop(path: Path, side: int, rng: np.random.Generator) -> np.ndarray:
+        with Image.open(path) as file:
+            photo = file.convert("RGB")
+        short = min(photo.size)
+        edge = min(short, side * rng.uniform(1.0, 2.0))
+        left, top = rng.uniform(0, photo.width - edge), rng.uniform(0, photo.height - edge)
+        box = (left, top, left + edge, top + edge)
+        crop = np.asarray(photo.resize((side, side), Image.Resampling.BICUBIC, box=box))
+        return crop[:, ::-1] if rng.random() < 0.5 else crop

@@ -1,0 +1,111 @@
+"""The transformer network: a photo and a style vector in, the stylised picture out.
+
+Johnson, Alahi & Fei-Fei 2016 with instance norm (Ulyanov 2016), resize-convolutions instead of transposed ones
+(Odena 2016: no checkerboard), and conditional instance norm (Dumoulin 2017): the scales and shifts of all norms are
+the style. A classic network for one style is the same network with its one vector built in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+EPSILON = 1e-5
+STRIDE = 4
+OVERSHOOT = 150 / 127.5  # the scaled tanh of the first papers: 127.5 + 150 tanh, clipped when shown
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Widths of the three resolutions, number of residual blocks, and the side of the first and last kernels."""
+
+    widths: tuple[int, int, int] = (16, 32, 64)
+    residual_blocks: int = 5
+    end_kernel: int = 9
+
+    @property
+    def norm_widths(self) -> tuple[int, ...]:
+        """Channels of every norm, in the order of the network: 15 norms with 5 residual blocks."""
+        a, b, c = self.widths
+        return (a, b, c, *([c, c] * self.residual_blocks), b, a)
+
+    @property
+    def style_size(self) -> int:
+        """Length D of a style vector: a scale and a shift for every channel of every norm."""
+        return 2 * sum(self.norm_widths)
+
+
+def neutral_vector(config: TransformerConfig) -> Tensor:
+    """The style vector that leaves every normalised channel as it is: scales 1, shifts 0; (D,)."""
+    return torch.cat([torch.cat([torch.ones(c), torch.zeros(c)]) for c in config.norm_widths])
+
+
+class Conv(nn.Module):
+    """Reflection padding and a convolution that keeps the size (or divides it by the stride)."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> None:
+        super().__init__()
+        self.padding = (kernel // 2,) * 4
+        self.convolution = nn.Conv2d(in_channels, out_channels, kernel, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.convolution(F.pad(x, self.padding, mode="reflect"))
+        return y
+
+
+class Transformer(nn.Module):
+    """T(photo; style): pictures in 0-1, the style a vector for each picture of the batch."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        a, b, c = config.widths
+        self.down = nn.ModuleList([Conv(3, a, config.end_kernel), Conv(a, b, 3, 2), Conv(b, c, 3, 2)])
+        self.residual = nn.ModuleList([Conv(c, c, 3) for _ in range(2 * config.residual_blocks)])
+        self.up = nn.ModuleList([Conv(c, b, 3), Conv(b, a, 3)])
+        self.last = Conv(a, 3, config.end_kernel)
+
+    def forward(self, photos: Tensor, style: Tensor) -> Tensor:
+        """photos (N, 3, H, W) RGB 0-1, H and W multiples of 4, at least 16; style (N, D) or (D,) -> (N, 3, H, W).
+
+        The result overshoots 0-1 by at most 0.089; it is clipped when it is shown.
+        """
+        norms = self._norms(style)
+        x = photos * 2 - 1
+        for conv in self.down:
+            x = F.relu(normalise(conv(x), *next(norms)))  # (N, a, H, W) (N, b, H/2, W/2) (N, c, H/4, W/4)
+        for first, second in zip(self.residual[0::2], self.residual[1::2], strict=True):
+            y = F.relu(normalise(first(x), *next(norms)))
+            x = x + normalise(second(y), *next(norms))
+        for conv in self.up:
+            x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+            x = F.relu(normalise(conv(x), *next(norms)))  # (N, b, H/2, W/2) (N, a, H, W)
+        return 0.5 + 0.5 * OVERSHOOT * torch.tanh(self.last(x).float())
+
+    def _norms(self, style: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        sizes = [c for c in self.config.norm_widths for _ in range(2)]
+        parts = iter(torch.split(style, sizes, dim=-1))
+        return zip(parts, parts, strict=True)
+
+
+def normalise(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Instance norm with the scale and shift of a style: x (N, C, H, W); (N, C) a picture each, or (C,) for all."""
+    if torch.compiler.is_exporting():
+        return _exported_norm(x, scale, shift)
+    variance, mean = torch.var_mean(x.float(), dim=(2, 3), correction=0)  # (N, C)
+    factor = scale * torch.rsqrt(variance + EPSILON)
+    offset = shift - mean * factor
+    return torch.addcmul(offset.to(x.dtype)[:, :, None, None], x, factor.to(x.dtype)[:, :, None, None])
+
+
+def _exported_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """The same as one InstanceNormalization node, whose scale has no batch: N pictures are one of N x C channels."""
+    if scale.dim() == 1:
+        return F.instance_norm(x, weight=scale, bias=shift, eps=EPSILON)
+    n, c, h, w = x.shape
+    channels = x.reshape(1, n * c, h, w)
+    return F.instance_norm(channels, weight=scale.reshape(-1), bias=shift.reshape(-1), eps=EPSILON).reshape(n, c, h, w)

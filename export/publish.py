@@ -1,0 +1,157 @@
+"""Publishing into the model store: graph, vectors, previews and card, seen by a service whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from export.data import Painting, load_picture, to_pixels
+from export.to_onnx import PixelGraph, export_graph
+from export.train import LOSS_NAMES, Run
+from export.verify import verify
+from service.models.store import CARD, PHOTO, Card, StyleEntry, TensorSpec, file_sha256
+
+GRAPH = "model.onnx"
+PREVIEW_SIDE_PX = 512
+PIXELS: tuple[int | str, ...] = ("N", "H", "W", 3)
+
+
+def publish(
+    run: Run,
+    paintings: Sequence[Painting],
+    target: Path,
+    *,
+    title: str,
+    description: str,
+    licence: str,
+    preview_photo: Path,
+) -> Card:
+    """Exports, verifies and publishes a run as `target`, a folder <store>/<model>/<version> that is not there yet.
+
+    Raises FileExistsError where it is, GraphDiffers where the graph's pixels are not torch's.
+    """
+    conditional = bool(run.config["conditional"])
+    vectors = run.network.vectors.detach().numpy()
+    with staged(target) as folder:
+        graph = PixelGraph(run.network.transformer, None if conditional else run.network.vectors[0])
+        export_graph(graph, folder / GRAPH)
+        photo = preview_picture(preview_photo)
+        comparisons = verify(graph, folder / GRAPH, vectors if conditional else None, [photo])
+        entries = []
+        for slot, painting in enumerate(paintings):
+            vector = write_vector(folder, painting.name, vectors[slot]) if conditional else None
+            write_preview(folder, painting.name, graph, photo, vectors[slot] if conditional else None)
+            entries.append(style_entry(painting, run.config["painting_side"], vector))
+        card = Card(
+            schema=1,
+            name=target.parent.name,
+            version=int(target.name),
+            kind="conditional" if conditional else "classic",
+            title=title,
+            description=description,
+            licence=licence,
+            created_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            graph=GRAPH,
+            inputs=(TensorSpec(name="image", dtype="uint8", shape=PIXELS),)
+            + ((TensorSpec(name="style", dtype="float32", shape=("N", vectors.shape[1])),) if conditional else ()),
+            outputs=(TensorSpec(name="stylized", dtype="uint8", shape=PIXELS),),
+            photo_vector=write_vector(folder, PHOTO, vectors[len(paintings)]) if conditional else None,
+            styles=tuple(entries),
+            files=checksums(folder),
+            training=training_record(run),
+            quality={"verify": [dataclasses.asdict(comparison) for comparison in comparisons]},
+        )
+        write_card(folder, card)
+    return card
+
+
+@contextlib.contextmanager
+def staged(target: Path) -> Iterator[Path]:
+    """A folder beside `target` that becomes it in one rename when the block succeeds, and vanishes when it fails."""
+    if target.exists():
+        raise FileExistsError(f"{target} is published already; publish the next version")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=".publishing-", dir=target.parent))
+    try:
+        yield folder
+        folder.chmod(0o755)
+        os.rename(folder, target)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def write_card(folder: Path, card: Card) -> None:
+    """Writes or replaces a model's card in one step."""
+    partial = folder / f".{CARD}.partial"
+    partial.write_text(card.model_dump_json(by_alias=True, indent=2, exclude_none=True) + "\n")
+    os.replace(partial, folder / CARD)
+
+
+def write_vector(folder: Path, name: str, vector: np.ndarray) -> str:
+    """Writes a style vector (D,) and gives its path inside the model's folder."""
+    path = f"styles/{name}.npy"
+    (folder / path).parent.mkdir(exist_ok=True)
+    np.save(folder / path, np.ascontiguousarray(vector, dtype=np.float32), allow_pickle=False)
+    return path
+
+
+def write_preview(folder: Path, name: str, graph: PixelGraph, photo: np.ndarray, vector: np.ndarray | None) -> None:
+    """Renders the style's preview from uint8 (H, W, 3)."""
+    path = folder / preview_path(name)
+    path.parent.mkdir(exist_ok=True)
+    style = () if vector is None else (torch.from_numpy(vector)[None],)
+    with torch.no_grad():
+        stylised: np.ndarray = graph(torch.from_numpy(photo)[None], *style)[0].numpy()
+    Image.fromarray(stylised).save(path, quality=88, optimize=True)
+
+
+def preview_path(name: str) -> str:
+    return f"previews/{name}.jpg"
+
+
+def preview_picture(path: Path) -> np.ndarray:
+    """The photo that previews show, uint8 (H, W, 3), its longer side 512 px."""
+    picture = load_picture(path)
+    short = round(PREVIEW_SIDE_PX * min(picture.shape[2:]) / max(picture.shape[2:]))
+    pixels: np.ndarray = to_pixels(load_picture(path, short_side=short))[0]
+    return pixels
+
+
+def style_entry(painting: Painting, side: int, vector: str | None) -> StyleEntry:
+    """The card's words on a style; the checksum is of the very file that it was trained from."""
+    return StyleEntry(
+        name=painting.name,
+        title=painting.title,
+        artist=painting.artist,
+        year=painting.year,
+        credit=painting.credit,
+        painting_sha256=file_sha256(painting.path),
+        painting_side_px=side,
+        vector=vector,
+        preview=preview_path(painting.name),
+    )
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    """The sha256 of every file in a model's folder but its card."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != CARD)
+    return {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
+
+
+def training_record(run: Run) -> dict[str, Any]:
+    """What the card says of the run: its configuration, the steps done and the losses reached."""
+    reached = dict(zip(LOSS_NAMES, run.history[-1][1:], strict=True)) if run.history else {}
+    losses = {name: round(value, 4) for name, value in reached.items() if np.isfinite(value)}
+    return {"configuration": run.config, "steps": run.step, "losses": losses}

@@ -1,0 +1,95 @@
+"""ONNX graphs that take and give pixels: uint8 (N, H, W, 3) sRGB in and out, any size from 1 x 1."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+
+import onnx
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.export import Dim
+
+from export.networks.transformer import STRIDE, Transformer, TransformerConfig
+
+OPSET = 20
+SMALLEST_SIDE = 16  # reflection padding needs more pixels than it adds
+
+
+class PixelGraph(nn.Module):
+    """A transformer between pixels: casts, scales, pads to the stride, crops, clips and rounds.
+
+    A classic network's one style is built in: its norms become plain affine InstanceNormalization nodes.
+    """
+
+    def __init__(self, transformer: Transformer, vector: Tensor | None = None) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.vector = None if vector is None else nn.Parameter(vector.detach().clone())  # (D,)
+
+    def forward(self, image: Tensor, style: Tensor | None = None) -> Tensor:
+        """image uint8 (N, H, W, 3), style (N, D) float32 unless built in -> stylised uint8 (N, H, W, 3)."""
+        height, width = image.shape[1:3]
+        photos = image.permute(0, 3, 1, 2).float() / 255  # (N, 3, H, W)
+        below, right = _padding(height), _padding(width)
+        photos = F.pad(photos, (0, right, 0, below), mode="replicate")
+        stylised = self.transformer(photos, self.vector if style is None else style)[:, :, :height, :width]
+        pixels: Tensor = (stylised * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+        return pixels
+
+
+def _padding(side: int) -> int:
+    """How many pixels a side lacks to the stride's next multiple, and to the smallest side; symbolic in an export."""
+    padded: int = torch.sym_max(side + -side % STRIDE, SMALLEST_SIDE)  # type: ignore[no-untyped-call]
+    return padded - side
+
+
+def export_graph(graph: PixelGraph, path: Path) -> None:
+    """Writes a self-contained ONNX file with dynamic N, H and W, and checks it against the ONNX schema."""
+    batch, height, width = Dim("N", min=1, max=4096), Dim("H", min=1, max=65535), Dim("W", min=1, max=65535)
+    example: tuple[Tensor, ...] = (torch.zeros(2, 37, 50, 3, dtype=torch.uint8),)
+    names, shapes = ["image"], [{0: batch, 1: height, 2: width}]
+    if graph.vector is None:
+        example += (torch.zeros(2, graph.transformer.config.style_size),)
+        names, shapes = [*names, "style"], [*shapes, {0: batch}]
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter warns of its own deprecations
+        torch.onnx.export(
+            graph.eval(),
+            example,
+            path,
+            input_names=names,
+            output_names=["stylized"],
+            opset_version=OPSET,
+            dynamic_shapes=tuple(shapes),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    onnx.checker.check_model(onnx.load(path), full_check=True)
+
+
+def load_transformer(path: Path) -> Transformer:
+    """The network inside a graph that `export_graph` wrote: the store's models are their own checkpoints.
+
+    Raises ValueError for a graph from elsewhere.
+    """
+    initializers = {tensor.name: tensor for tensor in onnx.load(path).graph.initializer}
+    prefix = "transformer."
+    weights = {
+        name.removeprefix(prefix): torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy())
+        for name, tensor in initializers.items()
+        if name.startswith(prefix)
+    }
+    try:
+        first, second, third = (weights[f"down.{index}.convolution.weight"] for index in range(3))
+        blocks = sum(name.startswith("residual.") and name.endswith("weight") for name in weights) // 2
+        config = TransformerConfig((len(first), len(second), len(third)), blocks, first.shape[-1])
+        transformer = Transformer(config)
+        transformer.load_state_dict(weights)
+    except (KeyError, RuntimeError) as error:
+        raise ValueError(f"{path} was not exported by this pipeline: {error}") from error
+    return transformer

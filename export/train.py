@@ -1,0 +1,329 @@
+"""Training of a transformer network on photos and paintings: resumable to the bit, on CPU or GPU.
+
+`train` runs the loop; a run's folder holds its checkpoint, its losses (CSV and a PNG curve) and its sample sheets.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import math
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from export.data import Painting, Photos, load_picture
+from export.networks.transformer import Transformer, TransformerConfig, neutral_vector
+from export.sheet import loss_curve, sample_sheet
+from service.gatys.losses import (
+    TRAINING_CONTENT_LAYER,
+    TRAINING_STYLE_LAYERS,
+    content_losses,
+    grams_of,
+    overshoot,
+    style_losses,
+    total_variation,
+)
+from service.gatys.vgg import VGG
+
+LOSS_NAMES = ("total", "style", "content", "tv", "photo")
+LOG_EVERY = 50
+CHECKPOINT = "checkpoint.pt"
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weights of the dimensionless losses; `pixels` and `content` make the photo vector reconstruct the photo."""
+
+    style: float = 10.0
+    content: float = 1.0
+    tv: float = 0.3
+    overshoot: float = 30.0
+    pixels: float = 100.0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides a run's weights, with the data. Sides in px; `small_steps` come first, on small crops."""
+
+    network: TransformerConfig = field(default_factory=TransformerConfig)
+    conditional: bool = True  # False: Johnson's classic, one style, no photo vector
+    steps: int = 16_000
+    small_steps: int = 4_000
+    small_side: int = 160
+    side: int = 240
+    border: int = 16  # thrown away before the loss: VGG's zero padding would teach the network dirty borders
+    batch: int = 4
+    learning_rate: float = 2e-3
+    warmup_steps: int = 200
+    average: float = 0.999
+    painting_side: int = 384
+    weights: LossWeights = field(default_factory=LossWeights)
+    seed: int = 0
+
+    def crop(self, step: int) -> tuple[int, int, int]:
+        """(step, number of crops, their side): what `Photos.batch` is asked for."""
+        return step, self.batch, self.small_side if step < self.small_steps else self.side
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step: a linear warm-up, then a cosine to zero."""
+        return (
+            self.learning_rate
+            * min(1.0, (step + 1) / self.warmup_steps)
+            * 0.5
+            * (1 + math.cos(math.pi * step / self.steps))
+        )
+
+
+class StyledNetwork(nn.Module):
+    """A transformer and the vectors of its styles; in a conditional network the last vector is `photo`."""
+
+    def __init__(self, transformer: Transformer, vectors: Tensor) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.vectors = nn.Parameter(vectors)  # (slots, D)
+
+    @classmethod
+    def neutral(cls, config: TransformerConfig, slots: int) -> StyledNetwork:
+        """A new network, all of whose vectors leave the normalised channels as they are."""
+        return cls(Transformer(config), neutral_vector(config).repeat(slots, 1))
+
+    def forward(self, photos: Tensor, slots: Tensor) -> Tensor:
+        stylised: Tensor = self.transformer(photos, self.vectors[slots])
+        return stylised
+
+
+class StyleTargets:
+    """The Gram matrices of the paintings, one row a style: {layer: (K, C, C)}."""
+
+    def __init__(self, vgg: VGG, paintings: Sequence[Painting], side: int) -> None:
+        rows = [
+            grams_of(
+                vgg(load_picture(p.path, short_side=side).to(vgg.mean.device), TRAINING_STYLE_LAYERS),
+                TRAINING_STYLE_LAYERS,
+            )
+            for p in paintings
+        ]
+        self.grams = {layer: torch.cat([row[layer] for row in rows]) for layer in TRAINING_STYLE_LAYERS}
+
+    def of(self, slots: Tensor) -> dict[str, Tensor]:
+        """The targets of a batch; a slot past the last style (`photo`) gets some style's, to be masked."""
+        return {layer: grams[slots.clamp(max=len(grams) - 1)] for layer, grams in self.grams.items()}
+
+
+def batch_losses(
+    network: StyledNetwork,
+    vgg: VGG,
+    weights: LossWeights,
+    photos: Tensor,
+    slots: Tensor,
+    targets: Mapping[str, Tensor],
+    is_photo: Tensor,
+    border: int,
+) -> tuple[Tensor, Tensor]:
+    """The loss to minimise, and the unweighted losses of each picture: (4, N) style, content, tv, pixels."""
+    inside = photos[..., border:-border, border:-border]
+    with torch.no_grad():
+        content_target = vgg(inside, (TRAINING_CONTENT_LAYER,))[TRAINING_CONTENT_LAYER]
+    with torch.autocast(photos.device.type, torch.bfloat16, enabled=vgg.dtype == torch.bfloat16):
+        stylised = network(photos, slots)[..., border:-border, border:-border]
+    features = vgg(stylised, TRAINING_STYLE_LAYERS)
+    style = style_losses(grams_of(features, TRAINING_STYLE_LAYERS), targets)
+    content = content_losses(features[TRAINING_CONTENT_LAYER], content_target)
+    tv = total_variation(stylised)
+    pixels = (stylised - inside).square().mean((1, 2, 3))
+    as_style = weights.style * style + weights.content * content + weights.tv * tv
+    as_photo = weights.pixels * pixels + weights.content * content
+    rows = torch.where(is_photo, as_photo, as_style) + weights.overshoot * overshoot(stylised)
+    return rows.mean(), torch.stack([style, content, tv, pixels]).detach()
+
+
+class Trainer:
+    """One run: its state is (network, optimiser, average, step); everything else follows from its configuration."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        paintings: Sequence[Painting],
+        content: Path,
+        vgg_weights: Path,
+        folder: Path,
+        *,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.bfloat16,
+        compiled: bool = False,
+        start: StyledNetwork | None = None,
+    ) -> None:
+        """Begins a run, or goes on with the one that `folder` holds. `start` begins from another network's weights;
+        those of its parameters that do not require a gradient stay as they are.
+
+        Raises ValueError where the folder's run was begun with other options.
+        """
+        if not config.conditional and len(paintings) != 1:
+            raise ValueError(f"a classic network learns one style, not {len(paintings)}; choose one with --styles")
+        torch.manual_seed(config.seed)
+        self.config, self.paintings, self.folder, self.device = config, list(paintings), folder, torch.device(device)
+        self.photos = Photos(content, config.seed)
+        self.vgg = VGG.load(vgg_weights, device=device, dtype=dtype)
+        self.targets = StyleTargets(self.vgg, paintings, config.painting_side)
+        slots = len(paintings) + config.conditional
+        network = StyledNetwork.neutral(config.network, slots) if start is None else start
+        self.network: StyledNetwork = network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.average = {name: value.detach().clone() for name, value in self.network.named_parameters()}
+        self.optimizer = torch.optim.Adam([p for p in self.network.parameters() if p.requires_grad], betas=(0.9, 0.99))
+        self.step = 0
+        self.history: list[tuple[float, ...]] = []  # step, then LOSS_NAMES: means over LOG_EVERY steps
+        self._losses: Callable[..., tuple[Tensor, Tensor]] = (
+            torch.compile(batch_losses, dynamic=False) if compiled else batch_losses
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.checkpoint_path.exists():
+            self._resume()
+
+    @property
+    def checkpoint_path(self) -> Path:
+        return self.folder / CHECKPOINT
+
+    def run(
+        self,
+        until: int | None = None,
+        *,
+        save_every: int = 500,
+        sheet_every: int = 1000,
+        sheet_photos: Sequence[Path] = (),
+    ) -> None:
+        """Trains to step `until` (the configuration's last one), saving every `save_every` steps and at the end."""
+        last = min(self.config.steps, until if until is not None else self.config.steps)
+        batches = self.photos.batches([self.config.crop(step) for step in range(self.step, last)])
+        recent: list[Tensor] = []
+        bar = tqdm(
+            total=self.config.steps,
+            initial=self.step,
+            unit="step",
+            mininterval=1 if sys.stderr.isatty() else 60,
+            desc=self.folder.name,
+        )
+        with bar:
+            for photos in batches:
+                recent.append(self._train_step(photos))
+                self.step += 1
+                bar.update()
+                if self.step % LOG_EVERY == 0:
+                    means = torch.stack(recent).nanmean(0).tolist()
+                    self.history.append((self.step, *means))
+                    recent.clear()
+                    bar.set_postfix(
+                        dict(zip(LOSS_NAMES, (f"{value:.3f}" for value in means), strict=True)), refresh=False
+                    )
+                if self.step % save_every == 0 or self.step == last:
+                    self.save()
+                if sheet_photos and (self.step % sheet_every == 0 or self.step == last):
+                    self._write_sheet(sheet_photos)
+
+    def averaged(self) -> StyledNetwork:
+        """The network with the moving average of its weights: what is shown and exported."""
+        return _restored(self.config.network, self.average)
+
+    def slots(self, step: int) -> Tensor:
+        """Which vector each picture of a step is trained for: every slot once before any slot again."""
+        count = len(self.network.vectors)
+        places = range(step * self.config.batch, (step + 1) * self.config.batch)
+        return torch.tensor(
+            [np.random.default_rng([self.config.seed, 2, p // count]).permutation(count)[p % count] for p in places]
+        )
+
+    def save(self) -> None:
+        """Writes the checkpoint atomically, and the losses so far as CSV and PNG."""
+        state = {
+            "config": dataclasses.asdict(self.config),
+            "styles": [painting.name for painting in self.paintings],
+            "network": self.network.state_dict(),
+            "average": self.average,
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "history": self.history,
+        }
+        partial = self.checkpoint_path.with_suffix(".partial")
+        torch.save(state, partial)
+        os.replace(partial, self.checkpoint_path)
+        with (self.folder / "losses.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([("step", *LOSS_NAMES), *self.history])
+        if self.history:
+            loss_curve(self.folder / "losses.png", LOSS_NAMES, self.history)
+
+    def _train_step(self, photos: Tensor) -> Tensor:
+        slots = self.slots(self.step)
+        is_photo = slots >= len(self.paintings)
+        photos = photos.to(self.device, memory_format=torch.channels_last)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.rate(self.step)
+        on_device = slots.to(self.device)
+        total, parts = self._losses(
+            self.network,
+            self.vgg,
+            self.config.weights,
+            photos,
+            on_device,
+            self.targets.of(on_device),
+            is_photo.to(self.device),
+            self.config.border,
+        )
+        self.optimizer.zero_grad()
+        total.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimizer.step()
+        for name, value in self.network.named_parameters():
+            self.average[name].lerp_(value.detach(), 1 - min(self.config.average, (1 + self.step) / (10 + self.step)))
+        parts = parts.cpu()
+        styled = parts[:3, ~is_photo].mean(1)
+        return torch.cat([total.detach().cpu()[None], styled, parts[3:, is_photo].mean(1)])
+
+    def _resume(self) -> None:
+        state: dict[str, Any] = torch.load(self.checkpoint_path, map_location=self.device, weights_only=True)
+        wanted, found = dataclasses.asdict(self.config), state["config"]
+        differing = [key for key in wanted if wanted[key] != found[key] and key != "steps"]
+        if state["styles"] != [painting.name for painting in self.paintings]:
+            differing.append("styles")
+        if differing:
+            raise ValueError(
+                f"{self.folder} was begun with another {', '.join(differing)}; use another --run, or the same options"
+            )
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.average, self.step, self.history = state["average"], state["step"], state["history"]
+
+    def _write_sheet(self, photos: Sequence[Path]) -> None:
+        names = [painting.name for painting in self.paintings] + ["photo"] * self.config.conditional
+        sample_sheet(self.folder / f"sheet_{self.step:06d}.jpg", self.averaged(), names, photos)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run's checkpoint says, without its data: enough to export, verify and publish it."""
+
+    network: StyledNetwork  # with the averaged weights
+    config: dict[str, Any]
+    styles: list[str]
+    step: int
+    history: list[tuple[float, ...]]
+
+    @classmethod
+    def load(cls, folder: Path) -> Run:
+        """Reads `folder`/checkpoint.pt. Raises FileNotFoundError where there is none."""
+        state = torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)
+        network = _restored(TransformerConfig(**state["config"]["network"]), state["average"])
+        return cls(network, state["config"], state["styles"], state["step"], state["history"])
+
+
+def _restored(config: TransformerConfig, weights: Mapping[str, Tensor]) -> StyledNetwork:
+    network = StyledNetwork.neutral(config, len(weights["vectors"]))
+    network.load_state_dict({name: value.cpu() for name, value in weights.items()})
+    return network.eval()

@@ -1,0 +1,71 @@
+"""Does the exported graph give torch's pixels? Compared over sizes (odd and tiny ones too), batches and styles."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before the import: the Linux wheels report home otherwise
+import onnxruntime  # type: ignore[import-untyped]
+
+from export.to_onnx import PixelGraph
+
+SHAPES = ((1, 256, 256), (1, 255, 257), (3, 97, 130), (2, 64, 66), (1, 33, 500), (1, 7, 5), (1, 1, 1), (2, 3, 400))
+TOLERANCE = 1  # levels of 255: two roundings of nearly the same number may fall on either side
+
+
+class GraphDiffers(Exception):
+    """The graph's pixels are not the network's; nothing may be published."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The largest difference, in levels of 255, of one batch (N, H, W); and the share of values that differ at all."""
+
+    shape: tuple[int, ...]
+    largest: int
+    share: float
+
+
+def verify(
+    graph: PixelGraph, path: Path, vectors: np.ndarray | None, photos: Sequence[np.ndarray] = ()
+) -> list[Comparison]:
+    """Compares torch's `graph` with the ONNX file. `vectors` (K, D): every style is used, several in a batch.
+
+    Noise and, where given, `photos` uint8 (H, W, 3) are the pictures. Raises GraphDiffers above 1/255 of difference.
+    """
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    rng = np.random.default_rng(0)
+    batches = [rng.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in SHAPES] + [
+        photo[None] for photo in photos
+    ]
+    if vectors is not None:  # every style once, as one batch
+        batches.append(rng.integers(0, 256, (len(vectors), 48, 40, 3), dtype=np.uint8))
+    comparisons = []
+    for number, image in enumerate(batches):
+        feed, arguments = {"image": image}, [torch.from_numpy(image)]
+        if vectors is not None:
+            rows = vectors[(np.arange(len(image)) + number) % len(vectors)]
+            feed["style"] = rows
+            arguments.append(torch.from_numpy(rows))
+        found = np.asarray(session.run(None, feed)[0])
+        with torch.no_grad():
+            wanted = graph(*arguments).numpy()
+        if found.shape != wanted.shape or found.dtype != np.uint8:
+            raise GraphDiffers(
+                f"{path.name} gives {found.dtype} {found.shape} for {image.shape}; wanted uint8 {wanted.shape}"
+            )
+        difference = np.abs(found.astype(np.int16) - wanted)
+        largest, share = int(difference.max()), float((difference > 0).mean())
+        comparisons.append(Comparison((len(image), *image.shape[1:3]), largest, share))
+    worst = max(comparisons, key=lambda comparison: comparison.largest)
+    if worst.largest > TOLERANCE:
+        raise GraphDiffers(
+            f"{path.name} differs from torch by {worst.largest}/255 at {worst.shape}, more than {TOLERANCE}/255"
+        )
+    return comparisons
