@@ -73,7 +73,7 @@ def _train(options: argparse.Namespace) -> None:
         device=_device(options.device),
         compiled=options.compile,
     )
-    trainer.run(sheet_photos=[photo for photo in SHEET_PHOTOS if photo.exists()])
+    trainer.run(save_every=options.save_every, sheet_photos=[photo for photo in SHEET_PHOTOS if photo.exists()])
 
 
 def _to_onnx(options: argparse.Namespace) -> None:
@@ -201,6 +201,7 @@ def _parser() -> argparse.ArgumentParser:
     ):
         train.add_argument(f"--{option}", type=kind, help="see TrainConfig in export/train.py")
     train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--save-every", type=int, default=500, help="steps between checkpoints")
     train.add_argument("--device", default="auto", help="auto, cpu, cuda")
     train.add_argument(
         "--compile", action="store_true", help="torch.compile: a third faster on CPU, needs a C++ compiler and a minute"

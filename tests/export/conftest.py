@@ -1,0 +1,67 @@
+"""A training in small: real photos, real VGG features, a network of a few thousand weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from export.data import Painting
+from export.networks.transformer import TransformerConfig
+from export.train import TrainConfig, Trainer
+
+ROOT = Path(__file__).parents[2]
+PHOTOS = ROOT / "tests" / "photos"
+VGG_WEIGHTS = ROOT / "model_store" / "vgg16" / "1" / "vgg16.safetensors"
+
+TINY = TrainConfig(
+    network=TransformerConfig((4, 6, 8), residual_blocks=1, end_kernel=5),
+    steps=6,
+    small_steps=3,
+    small_side=48,
+    side=64,
+    border=4,
+    batch=2,
+    warmup_steps=2,
+    painting_side=64,
+)
+
+MakeTrainer = Callable[..., Trainer]
+
+
+@pytest.fixture(scope="session")
+def content(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of small photos."""
+    folder = tmp_path_factory.mktemp("content")
+    for name in ("coffee", "flower", "horses"):
+        with Image.open(PHOTOS / f"{name}.jpg") as photo:
+            photo.resize((120, 90)).save(folder / f"{name}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def paintings(tmp_path_factory: pytest.TempPathFactory) -> list[Painting]:
+    """Two pictures that stand in for paintings."""
+    folder = tmp_path_factory.mktemp("paintings")
+    found = []
+    for name in ("china_temple", "kingfisher"):
+        with Image.open(PHOTOS / f"{name}.jpg") as photo:
+            photo.resize((96, 72)).save(folder / f"{name}.png")
+        found.append(Painting(name, folder / f"{name}.png", name.title(), "nobody", "2026", "tests/photos"))
+    return found
+
+
+@pytest.fixture
+def make_trainer(content: Path, paintings: list[Painting], tmp_path: Path) -> MakeTrainer:
+    """Trainers of the tiny configuration; keyword arguments change it."""
+
+    def make(run: str = "run", *, styles: list[Painting] | None = None, **changes: object) -> Trainer:
+        config = replace(TINY, **changes)  # type: ignore[arg-type]
+        chosen = paintings if styles is None else styles
+        return Trainer(config, chosen, content, VGG_WEIGHTS, tmp_path / run, dtype=torch.float32)
+
+    return make

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from export.add_style import CONFIG, add_style
+from export.data import Painting, to_pixels, to_tensor
+from export.networks.transformer import Transformer, TransformerConfig, neutral_vector, normalise
+from export.publish import publish
+from export.to_onnx import PixelGraph, export_graph, load_transformer
+from export.train import Run, TrainConfig
+from export.verify import GraphDiffers, verify
+from service.errors import ModelRefused
+from service.models.session import Session
+from service.models.store import Card, ModelStore, StoredModel, file_sha256
+from tests.export.conftest import PHOTOS, TINY, VGG_WEIGHTS, MakeTrainer
+
+WORDS = {"title": "Tiny", "description": "For tests", "licence": "Apache-2.0"}
+PREVIEW = PHOTOS / "coffee.jpg"
+
+
+def published(make_trainer: MakeTrainer, paintings: list[Painting], target: Path, *, conditional: bool = True) -> Card:
+    chosen = paintings if conditional else paintings[:1]
+    make_trainer("run", styles=chosen, conditional=conditional, steps=2).run()
+    run = Run.load(target.parents[2] / "run")
+    return publish(run, chosen, target, **WORDS, preview_photo=PREVIEW)
+
+
+def stored_at(target: Path) -> StoredModel:
+    return ModelStore(target.parent.parent).load(target)
+
+
+def test_published_model_is_accepted_and_run_by_the_service(
+    make_trainer: MakeTrainer, paintings: list[Painting], tmp_path: Path
+) -> None:
+    target = tmp_path / "store" / "tiny" / "1"
+    card = published(make_trainer, paintings, target)
+    stored = stored_at(target)
+    assert stored.card.model_dump_json() == card.model_dump_json()
+    assert [style.painting_sha256 for style in card.styles] == [file_sha256(painting.path) for painting in paintings]
+    assert set(stored.vectors) == {"china_temple", "kingfisher", "photo"}
+    assert card.training["steps"] == 2
+    image = np.random.default_rng(0).integers(0, 256, (2, 37, 50, 3), dtype=np.uint8)
+    rows = np.stack([stored.vectors["china_temple"], stored.vectors["kingfisher"]])
+    found = Session(stored, "cpu", 1).run(image, rows)
+    transformer = load_transformer(target / "model.onnx")
+    with torch.no_grad():
+        wanted = PixelGraph(transformer)(torch.from_numpy(image), torch.from_numpy(rows)).numpy()
+    assert found.shape == image.shape
+    assert np.abs(found.astype(int) - wanted).max() <= 1
+
+
+def test_classic_model_has_its_style_built_in(
+    make_trainer: MakeTrainer, paintings: list[Painting], tmp_path: Path
+) -> None:
+    target = tmp_path / "store" / "classic_tiny" / "1"
+    card = published(make_trainer, paintings, target, conditional=False)
+    assert (card.kind, len(card.inputs), card.photo_vector) == ("classic", 1, None)
+    assert stored_at(target).vectors == {}
+    nodes = [node.op_type for node in onnx.load(target / "model.onnx").graph.node]
+    assert nodes.count("InstanceNormalization") == len(TINY.network.norm_widths)
+
+
+def test_published_version_is_never_overwritten(
+    make_trainer: MakeTrainer, paintings: list[Painting], tmp_path: Path
+) -> None:
+    target = tmp_path / "store" / "tiny" / "1"
+    published(make_trainer, paintings, target)
+    before = file_sha256(target / "model.json")
+    with pytest.raises(FileExistsError, match="next version"):
+        publish(Run.load(tmp_path / "run"), paintings, target, **WORDS, preview_photo=PREVIEW)
+    assert file_sha256(target / "model.json") == before
+
+
+def test_failed_publishing_leaves_nothing_behind(
+    make_trainer: MakeTrainer, paintings: list[Painting], tmp_path: Path
+) -> None:
+    make_trainer("run", steps=1).run()
+    target = tmp_path / "store" / "tiny" / "1"
+    missing = tmp_path / "no.jpg"
+    with pytest.raises(FileNotFoundError):
+        publish(Run.load(tmp_path / "run"), paintings, target, **WORDS, preview_photo=missing)
+    assert list(target.parent.iterdir()) == []
+
+
+def test_graph_that_differs_from_torch_is_not_verified(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    transformer = Transformer(TINY.network)
+    vectors = neutral_vector(TINY.network).repeat(3, 1).numpy()
+    path = tmp_path / "model.onnx"
+    export_graph(PixelGraph(transformer), path)
+    assert max(comparison.largest for comparison in verify(PixelGraph(transformer), path, vectors)) <= 1
+    with torch.no_grad():
+        transformer.last.convolution.bias += 0.05
+    with pytest.raises(GraphDiffers, match="/255 at"):
+        verify(PixelGraph(transformer), path, vectors)
+
+
+def test_half_width_network_has_the_style_vector_of_the_recipe() -> None:
+    assert TransformerConfig().style_size == 1600
+    assert len(TransformerConfig().norm_widths) == 15
+    assert sum(p.numel() for p in Transformer(TransformerConfig()).parameters()) == pytest.approx(0.42e6, rel=0.03)
+
+
+def test_pictures_of_a_batch_do_not_see_each_other() -> None:
+    torch.manual_seed(0)
+    network = Transformer(TINY.network)
+    photos, style = torch.rand(3, 3, 32, 48), neutral_vector(TINY.network) + torch.randn(3, TINY.network.style_size) / 9
+    with torch.no_grad():
+        together = network(photos, style)
+        alone = network(photos[1:2], style[1:2])
+    torch.testing.assert_close(together[1:2], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_conditional_norm_is_instance_norm_with_the_styles_scale_and_shift() -> None:
+    x, scale, shift = torch.randn(2, 3, 8, 9) * 5 + 2, torch.randn(2, 3), torch.randn(2, 3)
+    plain = torch.nn.functional.instance_norm(x, eps=1e-5)
+    torch.testing.assert_close(normalise(x, scale, shift), plain * scale[..., None, None] + shift[..., None, None])
+
+
+def test_pixels_survive_the_way_through_tensors() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 5, 7, 3), dtype=np.uint8)
+    assert np.array_equal(to_pixels(to_tensor(pixels)), pixels)
+
+
+def test_graph_of_elsewhere_is_not_taken_for_ours(tmp_path: Path) -> None:
+    foreign = onnx.helper.make_graph([], "foreign", [], [])
+    onnx.save(onnx.helper.make_model(foreign), tmp_path / "model.onnx")
+    with pytest.raises(ValueError, match="not exported by this pipeline"):
+        load_transformer(tmp_path / "model.onnx")
+
+
+def small_addition() -> TrainConfig:
+    return replace(TINY, conditional=False, steps=4, small_steps=4, learning_rate=CONFIG.learning_rate)
+
+
+def test_added_style_is_served_and_nothing_else_changes(
+    make_trainer: MakeTrainer, paintings: list[Painting], content: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "store" / "tiny" / "1"
+    before = published(make_trainer, paintings, target)
+    new = replace(paintings[0], name="new_style")
+    where = (content, VGG_WEIGHTS, tmp_path / "addition")
+    card = add_style(target, new, *where, config=small_addition(), preview_photo=PREVIEW)
+    stored = stored_at(target)
+    assert stored.card == card
+    assert [style.name for style in card.styles] == ["china_temple", "kingfisher", "new_style"]
+    assert {name: card.files[name] for name in before.files} == before.files
+    assert not np.array_equal(stored.vectors["new_style"], stored.vectors["china_temple"])
+    with pytest.raises(ValueError, match="already"):
+        add_style(target, new, *where, config=small_addition(), preview_photo=PREVIEW)
+
+
+def test_classic_network_takes_no_more_styles(
+    make_trainer: MakeTrainer, paintings: list[Painting], content: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "store" / "classic_tiny" / "1"
+    published(make_trainer, paintings, target, conditional=False)
+    with pytest.raises(ValueError, match="conditional"):
+        add_style(target, paintings[1], content, VGG_WEIGHTS, tmp_path / "addition", preview_photo=PREVIEW)
+
+
+def test_half_written_model_is_not_seen(tmp_path: Path) -> None:
+    (tmp_path / "tiny" / ".publishing-x").mkdir(parents=True)
+    with pytest.raises(ModelRefused, match="holds no model"):
+        ModelStore(tmp_path).folders()

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import csv
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from export.data import Painting, Photos, load_picture, read_paintings
+from export.train import Run, TrainConfig, Trainer
+from tests.export.conftest import PHOTOS, ROOT, TINY, MakeTrainer
+
+KILLED_RUN = """
+import sys, torch
+from pathlib import Path
+from export.data import Painting
+from export.train import Trainer
+from tests.export.conftest import TINY, VGG_WEIGHTS
+content, run, *files = map(Path, sys.argv[1:])
+paintings = [Painting(file.stem, file, "", "", "", "") for file in files]
+trainer = Trainer(TINY, paintings, content, VGG_WEIGHTS, run, dtype=torch.float32)
+trainer.run(until=4, save_every=2)
+print("saved", flush=True)
+trainer._train_step(trainer.photos.batch(*TINY.crop(4)))  # work that the kill loses
+print("stepped", flush=True)
+input()
+"""
+
+
+def same_weights(one: Trainer, other: Trainer) -> bool:
+    pairs = zip(one.network.state_dict().values(), other.network.state_dict().values(), strict=True)
+    averages = zip(one.average.values(), other.average.values(), strict=True)
+    return all(torch.equal(a, b) for a, b in (*pairs, *averages))
+
+
+def test_killed_run_resumes_to_the_very_weights_of_an_uninterrupted_one(
+    make_trainer: MakeTrainer, content: Path, paintings: list[Painting], tmp_path: Path
+) -> None:
+    command = [
+        sys.executable,
+        "-c",
+        KILLED_RUN,
+        str(content),
+        str(tmp_path / "killed"),
+        *(str(p.path) for p in paintings),
+    ]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert [process.stdout.readline(), process.stdout.readline()] == ["saved\n", "stepped\n"]
+        process.send_signal(signal.SIGKILL)
+    resumed = make_trainer("killed")
+    assert resumed.step == 4
+    resumed.run()
+    whole = make_trainer("whole")
+    whole.run()
+    assert same_weights(resumed, whole)
+    assert [row[0] for row in resumed.history] == [row[0] for row in whole.history]
+
+
+def test_training_lowers_the_loss_and_keeps_a_record(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    trainer = make_trainer(steps=100, small_steps=100, learning_rate=1e-2)
+    trainer.run(sheet_photos=[PHOTOS / "coffee.jpg"])
+    assert [row[0] for row in trainer.history] == [50, 100]
+    assert trainer.history[1][1] < trainer.history[0][1]
+    with (tmp_path / "run" / "losses.csv").open() as file:
+        assert next(csv.reader(file)) == ["step", "total", "style", "content", "tv", "photo"]
+    assert load_picture(tmp_path / "run" / "losses.png").shape[2] > 300
+    assert (tmp_path / "run" / "sheet_000100.jpg").stat().st_size > 10_000
+
+
+def test_only_what_requires_a_gradient_is_trained(make_trainer: MakeTrainer, paintings: list[Painting]) -> None:
+    trainer = make_trainer(conditional=False, styles=paintings[:1])
+    for parameter in trainer.network.transformer.parameters():
+        parameter.requires_grad_(False)
+    before = {name: value.clone() for name, value in trainer.network.state_dict().items()}
+    trainer.run(until=2)
+    changed = [name for name, value in trainer.network.state_dict().items() if not torch.equal(value, before[name])]
+    assert changed == ["vectors"]
+
+
+def test_every_style_and_the_photo_take_turns(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer()  # two styles and the photo, two pictures a step
+    seen = torch.cat([trainer.slots(step) for step in range(3)]).tolist()
+    assert sorted(seen[:3]) == sorted(seen[3:]) == [0, 1, 2]
+
+
+def test_crops_depend_on_seed_and_step_only(content: Path) -> None:
+    photos = Photos(content, seed=1)
+    in_order = list(photos.batches([(step, 2, 40) for step in range(3)]))
+    torch.testing.assert_close(Photos(content, seed=1).batch(2, 2, 40), in_order[2], rtol=0, atol=0)
+    assert not torch.equal(Photos(content, seed=2).batch(2, 2, 40), in_order[2])
+    assert in_order[0].shape == (2, 3, 40, 40)
+    assert 0 <= float(in_order[0].min()) < float(in_order[0].max()) <= 1
+
+
+def test_run_of_other_options_is_not_mixed_with_this_one(make_trainer: MakeTrainer, paintings: list[Painting]) -> None:
+    make_trainer().run(until=1)
+    with pytest.raises(ValueError, match="batch"):
+        make_trainer(batch=3)
+    with pytest.raises(ValueError, match="styles"):
+        make_trainer(styles=list(reversed(paintings)))
+    assert make_trainer(steps=9).step == 1  # a longer run of the same kind goes on
+
+
+def test_classic_network_learns_exactly_one_style(make_trainer: MakeTrainer) -> None:
+    with pytest.raises(ValueError, match="one style, not 2"):
+        make_trainer(conditional=False)
+
+
+def test_run_is_read_without_its_data(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    trainer = make_trainer()
+    trainer.run(until=1)
+    run = Run.load(tmp_path / "run")
+    assert run.styles == ["china_temple", "kingfisher"]
+    assert run.step == 1
+    torch.testing.assert_close(run.network.vectors, trainer.average["vectors"], rtol=0, atol=0)
+
+
+def test_folder_without_photos_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no photos"):
+        Photos(tmp_path, seed=0)
+
+
+def test_manifest_names_what_it_lacks(tmp_path: Path) -> None:
+    manifest = ROOT / "export" / "styles.toml"
+    with pytest.raises(ValueError, match="nonsense"):
+        read_paintings(manifest, tmp_path, ["nonsense"])
+    with pytest.raises(FileNotFoundError, match="starry_night"):
+        read_paintings(manifest, tmp_path, ["starry_night"])
+
+
+def test_learning_rate_warms_up_and_ends_at_zero() -> None:
+    config = TrainConfig(steps=1000, warmup_steps=100, learning_rate=1.0)
+    assert config.rate(0) == pytest.approx(0.01)
+    assert config.rate(500) == pytest.approx(0.5)
+    assert config.rate(1000) == pytest.approx(0.0)
+    assert TINY.crop(2) == (2, 2, 48)
+    assert TINY.crop(3) == (3, 2, 64)
