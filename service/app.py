@@ -93,6 +93,6 @@ def _ours(request: Request, error: HTTPException) -> ServiceError:
     if error.status_code == 405:
         allow = (error.headers or {}).get("Allow", "")
         methods = [method.strip() for method in allow.split(",") if method.strip()]
-        allow = ", ".join(methods + ["HEAD"] if "GET" in methods and "HEAD" not in methods else methods)
+        allow = ", ".join([*methods, "HEAD"] if "GET" in methods and "HEAD" not in methods else methods)
         return MethodNotAllowed(f"allowed here: {allow}", allow)
     return Internal(f"{error.status_code}: {error.detail}")

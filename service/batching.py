@@ -18,6 +18,8 @@ import numpy.typing as npt
 from service.errors import Saturated
 from service.metrics import Metrics, Stopwatch
 
+IDLE_S = 0.25  # longer than a client takes from one request to the next
+
 Run = Callable[[npt.NDArray[np.uint8], npt.NDArray[np.float32]], npt.NDArray[np.uint8]]
 """(images (N, H, W, 3), rows (N, D)) -> images (N, H, W, 3); blocks."""
 
@@ -73,12 +75,21 @@ class Admission:
 
 
 class Batcher:
-    """One network's queue. ``executor`` is where it runs."""
+    """One network's queue. ``executor`` is where it runs, and where ``settle`` does once it has been idle a while."""
 
     def __init__(
-        self, model: str, provider: str, run: Run, admission: Admission, executor: Executor, metrics: Metrics
+        self,
+        model: str,
+        provider: str,
+        run: Run,
+        settle: Callable[[], None],
+        admission: Admission,
+        executor: Executor,
+        metrics: Metrics,
     ) -> None:
         self._run = run
+        self._settle = settle
+        self._settling: asyncio.TimerHandle | None = None
         self._admission = admission
         self._executor = executor
         self._depth = metrics.queue_depth.labels(model)
@@ -96,6 +107,8 @@ class Batcher:
         with watch.time("queue"), self._depth.track_inprogress():
             await self._admission.turn.acquire()
         place.leave_queue()
+        if self._settling:
+            self._settling.cancel()
         with watch.time("infer"):
             running = asyncio.get_running_loop().run_in_executor(self._executor, self._timed, image, rows)
             running.add_done_callback(self._ended)
@@ -113,5 +126,7 @@ class Batcher:
 
     def _ended(self, running: asyncio.Future[npt.NDArray[np.uint8]]) -> None:
         self._admission.turn.release()
+        loop = running.get_loop()
+        self._settling = loop.call_later(IDLE_S, loop.run_in_executor, self._executor, self._settle)
         if not running.cancelled():
             running.exception()  # seen, even where nobody is left to be told

@@ -13,8 +13,8 @@ from typing import Literal
 from service.batching import Admission, Batcher, Place
 from service.errors import ConfigurationError, ModelRefused, NotReady
 from service.metrics import Metrics, Stopwatch
-from service.models.catalog import WARM_SIDE, Catalog, ServedModel
-from service.models.session import Session
+from service.models.catalog import Catalog, ServedModel
+from service.models.session import SETTLE_SIDE, Session
 from service.models.store import ModelStore
 from service.models.style import Pixels, Rows
 
@@ -70,7 +70,13 @@ class Engine:
         models = await asyncio.get_running_loop().run_in_executor(self._executor, self._load)
         self._batchers = {
             model.card.name: Batcher(
-                model.card.name, model.provider, model.run, self._admission, self._executor, self._metrics
+                model.card.name,
+                model.provider,
+                model.run,
+                model.settle,
+                self._admission,
+                self._executor,
+                self._metrics,
             )
             for model in models
         }
@@ -100,8 +106,8 @@ class Engine:
             if stored.card.kind == "features":
                 return None
             model = ServedModel(stored, Session(stored, self._provider, self._threads))
-            warm_started = time.perf_counter()
-            model.warm()
+            run_started = time.perf_counter()
+            model.settle()
         except (ModelRefused, ConfigurationError) as error:
             self._refuse(error)
             return None
@@ -109,7 +115,7 @@ class Engine:
             log.exception("%s could not be loaded", folder)
             self._refuse(ModelRefused(f"{folder.parent.name}/{folder.name}", f"failed to load: {error}"))
             return None
-        self._admission.learn(WARM_SIDE**2, time.perf_counter() - warm_started)
+        self._admission.learn(SETTLE_SIDE**2, time.perf_counter() - run_started)
         self._metrics.model_load.labels(model.card.name).set(time.perf_counter() - started)
         labels = model.card.name, str(model.card.version), model.sha256, model.provider
         self._metrics.model_info.labels(*labels).set(1)

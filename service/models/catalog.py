@@ -5,13 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from service.models.session import Provider, Session
 from service.models.store import StoredModel, StyleEntry
 from service.models.style import Mix, Pixels, Rows, blend, rows_for
-
-WARM_SIDE = 64
 
 
 class ServedModel:
@@ -24,6 +20,7 @@ class ServedModel:
         self.styles = {style.name: style for style in stored.card.styles}
         self.provider: Provider = session.provider
         self.run = session.run
+        self.settle = session.settle
         self._vectors = stored.vectors
 
     def rows(self, mix: Mix, strength: float) -> Rows:
@@ -33,12 +30,6 @@ class ServedModel:
     def finish(self, photo: Pixels, outputs: Pixels, strength: float) -> Pixels:
         """The picture from the outputs (R, H, W, 3) of ``rows``."""
         return blend(photo, outputs, strength)
-
-    def warm(self) -> None:
-        """One small run, so that the first request does not pay for what is done once."""
-        style = next(iter(self.styles))
-        rows = self.rows(Mix({style: 1.0}), 1)
-        self.run(np.zeros((1, WARM_SIDE, WARM_SIDE, 3), np.uint8), rows)
 
 
 @dataclass(frozen=True)
