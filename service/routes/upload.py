@@ -93,6 +93,8 @@ class _Parser(MultiPartParser):
     async def parse(self) -> FormData:
         form = await super().parse()
         if not self._ended:
+            for file in self._files_to_close_on_error:
+                file.close()
             raise MultiPartException("the closing boundary is missing.")
         return form
 
