@@ -19,33 +19,34 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    host: str = Field("127.0.0.1", min_length=1, description="address to listen on; `0.0.0.0` for every one")
-    port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one")
+    host: str = Field(default="127.0.0.1", min_length=1, description="address to listen on; `0.0.0.0` for every one")
+    port: int = Field(default=8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one")
     model_store: Path = Field(
-        Path(__file__).parent.parent / "model_store", description="folder of `<model>/<version>/model.json`"
+        default=Path(__file__).parent.parent / "model_store", description="folder of `<model>/<version>/model.json`"
     )
     provider: Literal["auto", "cuda", "cpu"] = Field(
-        "auto", description="where networks run; `cuda` refuses to start without one, `auto` falls back to the CPU"
+        default="auto",
+        description="where networks run; `cuda` refuses to start without one, `auto` falls back to the CPU",
     )
-    max_upload_bytes: int = Field(20 * 2**20, ge=1, description="largest request body, in bytes")
+    max_upload_bytes: int = Field(default=20 * 2**20, ge=1, description="largest request body, in bytes")
     upload_timeout_s: float = Field(
-        30.0, gt=0, allow_inf_nan=False, description="longest time that an upload may take, in seconds"
+        default=30.0, gt=0, allow_inf_nan=False, description="longest time that an upload may take, in seconds"
     )
     # Pillow refuses above 2 * Image.MAX_IMAGE_PIXELS on its own account, which is this ceiling.
     max_pixels: int = Field(
-        50_000_000, ge=1, le=178_956_970, description="largest photo taken in, in pixels (read from its header)"
+        default=50_000_000, ge=1, le=178_956_970, description="largest photo taken in, in pixels (read from its header)"
     )
     max_side: int = Field(
-        2048,
+        default=2048,
         ge=1,
         le=16383,
         description="default of the field `max_side`, in pixels; its square bounds the pixels of any one result",
     )
     max_queue_pixels: int = Field(
-        2**25, ge=1, description="most pixels that may wait for a network; beyond it requests get 503"
+        default=2**25, ge=1, description="most pixels that may wait for a network; beyond it requests get 503"
     )
     commit: str = Field(
-        "unknown", pattern=r"^[\w.-]{1,64}$", description="the build's commit, for `stylize_build_info`"
+        default="unknown", pattern=r"^[\w.-]{1,64}$", description="the build's commit, for `stylize_build_info`"
     )
 
     @model_validator(mode="after")

@@ -36,7 +36,8 @@ def start(toy_store: Path) -> Iterator[ClientFactory]:
     with ExitStack() as stack:
 
         def _start(**settings: Any) -> TestClient:
-            app = create_app(Settings(**{"model_store": toy_store, "provider": "cpu"} | settings))
+            defaults: dict[str, Any] = {"model_store": toy_store, "provider": "cpu"}
+            app = create_app(Settings(**defaults | settings))
             return wait_until_loaded(stack.enter_context(TestClient(app)))
 
         yield _start

@@ -29,8 +29,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service.gatys": {"service.gatys", "service.images", "service.jobs.job", "service.errors"},
     "export": {"export", "service.models", "service.images", "service.gatys", "service.errors"},
 }  # fmt: skip
-ONLY_HERE = {"torch": {"service.gatys", "export"}, "onnxruntime": {"service.models.session", "export"},
-             "fastapi": {"service.app", "service.routes"}, "PIL": {"service.images", "service.gatys", "export"}}  # fmt: skip
+ONLY_HERE = {
+    "torch": {"service.gatys", "export"},
+    "onnxruntime": {"service.models.session", "export"},
+    "fastapi": {"service.app", "service.routes"},
+    "PIL": {"service.images", "service.gatys", "export"},
+}
 
 
 def _within(module: str, package: str) -> bool:

@@ -49,7 +49,7 @@ def test_a_burst_never_waits_above_the_bound_and_runs_one_at_a_time() -> None:
     admission, batcher = make(network.run, max_pixels=50)
     admission.learn(10, 4.0)
 
-    async def burst() -> list[object]:
+    async def burst() -> list[np.ndarray | BaseException]:
         tasks = [asyncio.create_task(submit(admission, batcher)) for _ in range(100)]
         await asyncio.to_thread(network.started.wait, 10)
         assert admission.waiting_pixels <= 50

@@ -1,5 +1,6 @@
 import io
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,8 +37,15 @@ def test_exif_orientation_is_applied(orientation: int, max_side: int) -> None:
     assert np.abs(picture.rgb.astype(int) - expected).max() <= 1
 
 
-@pytest.mark.parametrize(("size", "max_side", "expected"), [((4000, 3), 1000, (1000, 1)), ((30, 20), 40, (30, 20)),
-                                                            ((999, 1000), 500, (500, 500)), ((3, 4000), 8, (1, 8))])  # fmt: skip
+@pytest.mark.parametrize(
+    ("size", "max_side", "expected"),
+    [
+        ((4000, 3), 1000, (1000, 1)),
+        ((30, 20), 40, (30, 20)),
+        ((999, 1000), 500, (500, 500)),
+        ((3, 4000), 8, (1, 8)),
+    ],
+)
 def test_the_longer_side_is_shrunk_in_proportion_and_never_enlarged(
     size: tuple[int, int], max_side: int, expected: tuple[int, int]
 ) -> None:
@@ -78,7 +86,7 @@ def test_greyscale_bitmap_and_palette_become_rgb(mode: str) -> None:
 def test_transparency_is_read_however_it_is_stored(mode: str) -> None:
     image = Image.new("RGBA", (4, 4), (200, 10, 10, 255))
     image.putpixel((1, 2), (0, 0, 0, 0))
-    options = {"transparency": (0, 0, 0)} if mode == "RGB" else {}
+    options: dict[str, Any] = {"transparency": (0, 0, 0)} if mode == "RGB" else {}
     if mode == "P":
         image = image.quantize(4)
     elif mode != "RGBA":

@@ -39,7 +39,7 @@ def test_a_graph_that_is_no_graph_is_refused(tmp_path: Path) -> None:
 
 
 def test_cuda_demanded_and_missing_is_a_configuration_error() -> None:
-    import onnxruntime
+    import onnxruntime  # type: ignore[import-untyped]
 
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this runtime has CUDA")

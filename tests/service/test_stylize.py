@@ -7,6 +7,7 @@ import httpx2 as httpx
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException  # type: ignore[import-untyped]
 from PIL import Image
 
 from service.models.session import Session
@@ -82,7 +83,7 @@ def test_strength_0_gives_the_photo_back(client: TestClient) -> None:
 
 
 def test_strength_between_is_between(client: TestClient) -> None:
-    half = PHOTO.astype(int) + [40, 0, 0]
+    half = PHOTO.astype(int) + np.array([40, 0, 0])
     assert np.array_equal(pixels(post(client, strength=0.5).content), half)
     assert np.abs(pixels(post(client, style="ink", strength=0.5).content).astype(int) - 127.5).max() <= 0.5
 
@@ -339,11 +340,10 @@ def test_memory_that_runs_out_is_507_and_the_session_lives_on(
     start: ClientFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = start()
-    from service.models.session import ort_errors
 
     class Exhausted:
         def run(self, *_: Any) -> Any:
-            raise ort_errors.RuntimeException("Failed to allocate memory for requested buffer of size 1")
+            raise RuntimeException("Failed to allocate memory for requested buffer of size 1")
 
     real = Session._run
     monkeypatch.setattr(Session, "_run", lambda self, *a: real(_with(self, Exhausted()), *a))

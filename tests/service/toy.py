@@ -23,10 +23,11 @@ VECTORS = {
 }
 
 
-def toy_stylized(image: np.ndarray, vector: Sequence[float]) -> np.ndarray:
+def toy_stylized(image: np.ndarray, vector: Sequence[float] | np.ndarray) -> np.ndarray:
     """What the conditional toy makes of (H, W, 3): x + v[:3] + v[3] (255 - 2x), rounded and clipped."""
     x, v = image.astype(np.float32), np.asarray(vector, np.float32)
-    return np.clip(np.rint(x + v[:3] + v[3] * (255 - 2 * x)), 0, 255).astype(np.uint8)
+    stylized: np.ndarray = np.clip(np.rint(x + v[:3] + v[3] * (255 - 2 * x)), 0, 255).astype(np.uint8)
+    return stylized
 
 
 def conditional_graph() -> bytes:
@@ -105,7 +106,7 @@ def write_classic(
 
 
 def write_model(root: Path, card: dict[str, Any], files: dict[str, bytes]) -> Path:
-    folder = root / card["name"] / str(card["version"])
+    folder: Path = root / card["name"] / str(card["version"])
     for path, content in files.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(content)
@@ -178,7 +179,8 @@ def _graph(
     graph = helper.make_graph(nodes, "toy", inputs, outputs, initializers)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     onnx.checker.check_model(model)
-    return model.SerializeToString()
+    content: bytes = model.SerializeToString()
+    return content
 
 
 def _npy(array: np.ndarray) -> bytes:
