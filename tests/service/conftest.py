@@ -35,7 +35,7 @@ def start(toy_store: Path) -> Iterator[ClientFactory]:
     """Start a service with settings of the test's own."""
     with ExitStack() as stack:
 
-        def _start(**settings: Any) -> TestClient:
+        def _start(**settings: object) -> TestClient:
             defaults: dict[str, Any] = {"model_store": toy_store, "provider": "cpu"}
             app = create_app(Settings(**defaults | settings))
             return wait_until_loaded(stack.enter_context(TestClient(app)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -18,7 +17,7 @@ def gradient(width: int, height: int) -> np.ndarray:
     return np.dstack([red, green, np.full_like(red, 90)]).round().astype(np.uint8)
 
 
-def encoded(image: Image.Image | np.ndarray, format: str = "PNG", **options: Any) -> bytes:
+def encoded(image: Image.Image | np.ndarray, format: str = "PNG", **options: object) -> bytes:
     file = io.BytesIO()
     picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
     picture.save(file, format, **options)

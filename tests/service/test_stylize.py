@@ -1,6 +1,7 @@
 import io
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import httpx2 as httpx
@@ -17,17 +18,23 @@ from tests.service.toy import VECTORS, toy_stylized
 
 PHOTO = gradient(60, 40)
 PNG = encoded(PHOTO)
+Send = Callable[..., httpx.Response]
 
 
 def post(
-    client: TestClient, content: bytes = PNG, headers: dict[str, str] | None = None, **fields: Any
+    client: TestClient, content: bytes = PNG, headers: dict[str, str] | None = None, **fields: object
 ) -> httpx.Response:
     """The raw way in."""
     headers = {"Content-Type": "image/png"} | (headers or {})
-    return client.post("/stylize", params={"style": "red"} | fields, content=content, headers=headers)
+    return client.post(
+        "/stylize",
+        params={"style": "red", **{name: str(value) for name, value in fields.items()}},
+        content=content,
+        headers=headers,
+    )
 
 
-def post_form(client: TestClient, content: bytes = PNG, **fields: Any) -> httpx.Response:
+def post_form(client: TestClient, content: bytes = PNG, **fields: object) -> httpx.Response:
     files = {"image": ("photo.png", content, "image/png")}
     return client.post("/stylize", data={"style": "red"} | fields, files=files)
 
@@ -48,7 +55,7 @@ def offences(response: httpx.Response) -> dict[str, str]:
 
 @pytest.mark.parametrize("send", [post, post_form])
 @pytest.mark.parametrize("style", ["red", "green", "negative"])
-def test_both_ways_in_give_the_style_asked_for(client: TestClient, send: Any, style: str) -> None:
+def test_both_ways_in_give_the_style_asked_for(client: TestClient, send: Send, style: str) -> None:
     response = send(client, style=style)
     assert response.status_code == 200, response.text
     assert np.array_equal(pixels(response.content), toy_stylized(PHOTO, VECTORS[style]))
@@ -160,7 +167,7 @@ def test_transparency_is_kept(client: TestClient) -> None:
 )
 @pytest.mark.parametrize("send", [post, post_form])
 def test_what_cannot_be_read_is_a_problem(
-    client: TestClient, send: Any, content: bytes, status: int, code: str
+    client: TestClient, send: Send, content: bytes, status: int, code: str
 ) -> None:
     problem(send(client, content), status, code)
 
@@ -186,7 +193,7 @@ def test_what_cannot_be_read_is_a_problem(
         ("colour", "x"),
     ],
 )
-def test_a_wrong_field_is_named(client: TestClient, send: Any, field: str, value: str) -> None:
+def test_a_wrong_field_is_named(client: TestClient, send: Send, field: str, value: str) -> None:
     assert offences(send(client, **{field: value})).keys() == {field}
 
 
@@ -277,7 +284,7 @@ class Held:
         self.go, self.started = threading.Event(), threading.Event()
         run = Session.run
 
-        def held(session: Session, images: Any, rows: Any) -> Any:
+        def held(session: Session, images: np.ndarray, rows: np.ndarray) -> np.ndarray:
             self.started.set()
             self.go.wait(10)
             return run(session, images, rows)
@@ -317,7 +324,7 @@ def test_a_full_queue_is_503_with_a_time_to_come_back(start: ClientFactory, monk
     assert 'stylize_rejected_total{reason="saturated"} 3.0' in client.get("/metrics").text
 
 
-def _done_within(future: Any, timeout_s: float) -> bool:
+def _done_within(future: Future[httpx.Response], timeout_s: float) -> bool:
     try:
         future.result(timeout_s)
     except TimeoutError:
@@ -328,7 +335,7 @@ def _done_within(future: Any, timeout_s: float) -> bool:
 def test_a_broken_run_is_500_with_a_problem(start: ClientFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     client = start()
 
-    def broken(*_: Any) -> Any:
+    def broken(*_: object) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr("service.models.style._rounded", broken)
@@ -342,7 +349,7 @@ def test_memory_that_runs_out_is_507_and_the_session_lives_on(
     client = start()
 
     class Exhausted:
-        def run(self, *_: Any) -> Any:
+        def run(self, *_: object) -> None:
             raise RuntimeException("Failed to allocate memory for requested buffer of size 1")
 
     real = Session._run
@@ -352,7 +359,7 @@ def test_memory_that_runs_out_is_507_and_the_session_lives_on(
     assert post(client).status_code == 200
 
 
-def _with(session: Session, inner: Any) -> Session:
+def _with(session: Session, inner: object) -> Session:
     copy = object.__new__(Session)
     copy.__dict__ = session.__dict__ | {"_session": inner}
     return copy

@@ -115,7 +115,7 @@ def write_model(root: Path, card: dict[str, Any], files: dict[str, bytes]) -> Pa
     return folder
 
 
-def edit_card(folder: Path, **changes: Any) -> None:
+def edit_card(folder: Path, **changes: object) -> None:
     card = json.loads((folder / "model.json").read_text())
     (folder / "model.json").write_text(json.dumps(card | changes))
 
