@@ -37,8 +37,8 @@ def compare_networks(rounds: int) -> str:
         for label, seconds in times.items():
             medians[label].append(statistics.median(seconds[1:]) * 1000)
     classic = next(label for label, model in zip(sessions, models, strict=True) if model.card.kind == "classic")
-    for label, row in medians.items():
-        cells = [f"{ms:.0f} ({ms / full:.0%})" for ms, full in zip(row, medians[classic], strict=True)]
+    for label, found in medians.items():
+        cells = [f"{ms:.0f} ({ms / full:.0%})" for ms, full in zip(found, medians[classic], strict=True)]
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", f"In brackets: the share of what {classic}, full width, takes in the same run."])
 

@@ -53,7 +53,7 @@ def _expected_errors() -> tuple[type[Exception], ...]:
 def _train(options: argparse.Namespace) -> None:
     from export.data import read_paintings
     from export.networks.transformer import TransformerConfig
-    from export.train import TrainConfig, Trainer
+    from export.train import Run, TrainConfig, Trainer
 
     config = TrainConfig(
         network=TransformerConfig(NETWORKS[options.network]),
@@ -61,17 +61,25 @@ def _train(options: argparse.Namespace) -> None:
         seed=options.seed,
     )
     given = {
-        key: getattr(options, key) for key in ("steps", "small_steps", "small_side", "side", "batch", "learning_rate")
+        key: getattr(options, key)
+        for key in ("steps", "small_steps", "small_side", "side", "batch", "learning_rate", "warmup_steps")
     }
     config = dataclasses.replace(config, **{key: value for key, value in given.items() if value is not None})
+    paintings = read_paintings(options.manifest, options.paintings, options.styles)
+    start = None
+    if options.start_from:
+        run = Run.load(options.start_from)
+        start = run.network_for([painting.name for painting in paintings])
+        config = dataclasses.replace(config, started_from=f"{options.start_from} after {run.step} steps")
     trainer = Trainer(
         config,
-        read_paintings(options.manifest, options.paintings, options.styles),
+        paintings,
         options.content,
         options.vgg,
         options.run,
         device=_device(options.device),
         compiled=options.compile,
+        start=start,
     )
     trainer.run(save_every=options.save_every, sheet_photos=[photo for photo in SHEET_PHOTOS if photo.exists()])
 
@@ -198,8 +206,10 @@ def _parser() -> argparse.ArgumentParser:
         ("side", int),
         ("batch", int),
         ("learning-rate", float),
+        ("warmup-steps", int),
     ):
         train.add_argument(f"--{option}", type=kind, help="see TrainConfig in export/train.py")
+    train.add_argument("--start-from", type=Path, help="another run's folder, whose weights this one begins with")
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--save-every", type=int, default=500, help="steps between checkpoints")
     train.add_argument("--device", default="auto", help="auto, cpu, cuda")

@@ -39,9 +39,12 @@ def publish(
 ) -> Card:
     """Exports, verifies and publishes a run as `target`, a folder <store>/<model>/<version> that is not there yet.
 
-    Raises FileExistsError where it is, GraphDiffers where the graph's pixels are not torch's.
+    Raises FileExistsError where it is, GraphDiffers where the graph's pixels are not torch's, ValueError where the
+    run is not finished.
     """
-    conditional = bool(run.config["conditional"])
+    if run.step < run.config["steps"]:
+        raise ValueError(f"the run has done {run.step} of {run.config['steps']} steps; go on with it first")
+    conditional = run.photo_vector is not None
     vectors = run.network.vectors.detach().numpy()
     with staged(target) as folder:
         graph = PixelGraph(run.network.transformer, None if conditional else run.network.vectors[0])
@@ -53,6 +56,7 @@ def publish(
             vector = write_vector(folder, painting.name, vectors[slot]) if conditional else None
             write_preview(folder, painting.name, graph, photo, vectors[slot] if conditional else None)
             entries.append(style_entry(painting, run.config["painting_side"], vector))
+        photo_vector = None if run.photo_vector is None else write_vector(folder, PHOTO, run.photo_vector.numpy())
         card = Card(
             schema=1,
             name=target.parent.name,
@@ -66,7 +70,7 @@ def publish(
             inputs=(TensorSpec(name="image", dtype="uint8", shape=PIXELS),)
             + ((TensorSpec(name="style", dtype="float32", shape=("N", vectors.shape[1])),) if conditional else ()),
             outputs=(TensorSpec(name="stylized", dtype="uint8", shape=PIXELS),),
-            photo_vector=write_vector(folder, PHOTO, vectors[len(paintings)]) if conditional else None,
+            photo_vector=photo_vector,
             styles=tuple(entries),
             files=checksums(folder),
             training=training_record(run),

@@ -34,20 +34,22 @@ from service.gatys.losses import (
 )
 from service.gatys.vgg import VGG
 
-LOSS_NAMES = ("total", "style", "content", "tv", "photo")
+LOSS_NAMES = ("total", "style", "content", "tv", "spikes")
 LOG_EVERY = 50
 CHECKPOINT = "checkpoint.pt"
+PHOTO_RATE = 1e-2
+PIXEL_WEIGHT = 100.0  # of the mean squared error of pixels in 0-1, beside a content loss of weight 1
 
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of the dimensionless losses; `pixels` and `content` make the photo vector reconstruct the photo."""
+    """Weights of the dimensionless losses, of what leaves the range 0-1, and of spikes before the norms."""
 
     style: float = 10.0
     content: float = 1.0
     tv: float = 0.3
     overshoot: float = 30.0
-    pixels: float = 100.0
+    spikes: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class TrainConfig:
 
     network: TransformerConfig = field(default_factory=TransformerConfig)
     conditional: bool = True  # False: Johnson's classic, one style, no photo vector
+    started_from: str = ""  # where the first weights came from, when not from chance
     steps: int = 16_000
     small_steps: int = 4_000
     small_side: int = 160
@@ -66,6 +69,7 @@ class TrainConfig:
     warmup_steps: int = 200
     average: float = 0.999
     painting_side: int = 384
+    photo_steps: int = 400
     weights: LossWeights = field(default_factory=LossWeights)
     seed: int = 0
 
@@ -84,7 +88,7 @@ class TrainConfig:
 
 
 class StyledNetwork(nn.Module):
-    """A transformer and the vectors of its styles; in a conditional network the last vector is `photo`."""
+    """A transformer and the vectors of its styles."""
 
     def __init__(self, transformer: Transformer, vectors: Tensor) -> None:
         super().__init__()
@@ -96,8 +100,9 @@ class StyledNetwork(nn.Module):
         """A new network, all of whose vectors leave the normalised channels as they are."""
         return cls(Transformer(config), neutral_vector(config).repeat(slots, 1))
 
-    def forward(self, photos: Tensor, slots: Tensor) -> Tensor:
-        stylised: Tensor = self.transformer(photos, self.vectors[slots])
+    def forward(self, photos: Tensor, slots: Tensor, spikes: list[Tensor] | None = None) -> Tensor:
+        """Every photo in the style of its slot; see Transformer.forward."""
+        stylised: Tensor = self.transformer(photos, self.vectors[slots], spikes)
         return stylised
 
 
@@ -115,8 +120,8 @@ class StyleTargets:
         self.grams = {layer: torch.cat([row[layer] for row in rows]) for layer in TRAINING_STYLE_LAYERS}
 
     def of(self, slots: Tensor) -> dict[str, Tensor]:
-        """The targets of a batch; a slot past the last style (`photo`) gets some style's, to be masked."""
-        return {layer: grams[slots.clamp(max=len(grams) - 1)] for layer, grams in self.grams.items()}
+        """The targets of a batch: {layer: (N, C, C)}."""
+        return {layer: grams[slots] for layer, grams in self.grams.items()}
 
 
 def batch_losses(
@@ -126,24 +131,48 @@ def batch_losses(
     photos: Tensor,
     slots: Tensor,
     targets: Mapping[str, Tensor],
-    is_photo: Tensor,
     border: int,
 ) -> tuple[Tensor, Tensor]:
-    """The loss to minimise, and the unweighted losses of each picture: (4, N) style, content, tv, pixels."""
+    """The loss to minimise, and the unweighted losses: (4,) style, content, tv, spikes."""
     inside = photos[..., border:-border, border:-border]
     with torch.no_grad():
         content_target = vgg(inside, (TRAINING_CONTENT_LAYER,))[TRAINING_CONTENT_LAYER]
+    norms: list[Tensor] = []
     with torch.autocast(photos.device.type, torch.bfloat16, enabled=vgg.dtype == torch.bfloat16):
-        stylised = network(photos, slots)[..., border:-border, border:-border]
+        stylised = network(photos, slots, norms)[..., border:-border, border:-border]
     features = vgg(stylised, TRAINING_STYLE_LAYERS)
-    style = style_losses(grams_of(features, TRAINING_STYLE_LAYERS), targets)
-    content = content_losses(features[TRAINING_CONTENT_LAYER], content_target)
-    tv = total_variation(stylised)
-    pixels = (stylised - inside).square().mean((1, 2, 3))
-    as_style = weights.style * style + weights.content * content + weights.tv * tv
-    as_photo = weights.pixels * pixels + weights.content * content
-    rows = torch.where(is_photo, as_photo, as_style) + weights.overshoot * overshoot(stylised)
-    return rows.mean(), torch.stack([style, content, tv, pixels]).detach()
+    style = style_losses(grams_of(features, TRAINING_STYLE_LAYERS), targets).mean()
+    content = content_losses(features[TRAINING_CONTENT_LAYER], content_target).mean()
+    tv = total_variation(stylised).mean()
+    spikes = torch.stack(norms).sum()
+    total = weights.style * style + weights.content * content + weights.tv * tv
+    total = total + weights.overshoot * overshoot(stylised).mean() + weights.spikes * spikes
+    return total, torch.stack([style, content, tv, spikes]).detach()
+
+
+def learn_photo_vector(network: StyledNetwork, photos: Photos, vgg: VGG, config: TrainConfig) -> Tensor:
+    """The vector, (D,), with which the trained network reconstructs photos best; the network itself stays as it is.
+
+    It is learnt after the styles and not along with them: a network that has to reconstruct brightness while it
+    trains smuggles it past the norms as a spike, and every picture has a droplet.
+    """
+    device = vgg.mean.device
+    network = network.to(device).requires_grad_(False)
+    vector = network.vectors.mean(0, keepdim=True).clone().requires_grad_(True)  # (1, D)
+    optimizer = torch.optim.Adam([vector], betas=(0.9, 0.99))
+    crops = [(config.steps + step, config.batch, config.small_side) for step in range(config.photo_steps)]
+    for step, batch in enumerate(tqdm(photos.batches(crops), total=len(crops), desc="photo vector", unit="step")):
+        batch = batch.to(device, memory_format=torch.channels_last)
+        with torch.no_grad():
+            content_target = vgg(batch, (TRAINING_CONTENT_LAYER,))[TRAINING_CONTENT_LAYER]
+        reconstructed = network.transformer(batch, vector.expand(len(batch), -1))
+        content = content_losses(vgg(reconstructed, (TRAINING_CONTENT_LAYER,))[TRAINING_CONTENT_LAYER], content_target)
+        loss = PIXEL_WEIGHT * (reconstructed - batch).square().mean() + content.mean()
+        optimizer.param_groups[0]["lr"] = PHOTO_RATE * 0.5 * (1 + math.cos(math.pi * step / len(crops)))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return vector.detach()[0].cpu()
 
 
 class Trainer:
@@ -174,12 +203,12 @@ class Trainer:
         self.photos = Photos(content, config.seed)
         self.vgg = VGG.load(vgg_weights, device=device, dtype=dtype)
         self.targets = StyleTargets(self.vgg, paintings, config.painting_side)
-        slots = len(paintings) + config.conditional
-        network = StyledNetwork.neutral(config.network, slots) if start is None else start
+        network = StyledNetwork.neutral(config.network, len(paintings)) if start is None else start
         self.network: StyledNetwork = network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = {name: value.detach().clone() for name, value in self.network.named_parameters()}
         self.optimizer = torch.optim.Adam([p for p in self.network.parameters() if p.requires_grad], betas=(0.9, 0.99))
         self.step = 0
+        self.photo_vector: Tensor | None = None  # (D,), learnt when the styles are
         self.history: list[tuple[float, ...]] = []  # step, then LOSS_NAMES: means over LOG_EVERY steps
         self._losses: Callable[..., tuple[Tensor, Tensor]] = (
             torch.compile(batch_losses, dynamic=False) if compiled else batch_losses
@@ -201,7 +230,7 @@ class Trainer:
         sheet_photos: Sequence[Path] = (),
     ) -> None:
         """Trains to step `until` (the configuration's last one), saving every `save_every` steps and at the end."""
-        last = min(self.config.steps, until if until is not None else self.config.steps)
+        last = min(self.config.steps, self.config.steps if until is None else until)
         batches = self.photos.batches([self.config.crop(step) for step in range(self.step, last)])
         recent: list[Tensor] = []
         bar = tqdm(
@@ -217,7 +246,7 @@ class Trainer:
                 self.step += 1
                 bar.update()
                 if self.step % LOG_EVERY == 0:
-                    means = torch.stack(recent).nanmean(0).tolist()
+                    means = torch.stack(recent).mean(0).tolist()
                     self.history.append((self.step, *means))
                     recent.clear()
                     bar.set_postfix(
@@ -227,6 +256,10 @@ class Trainer:
                     self.save()
                 if sheet_photos and (self.step % sheet_every == 0 or self.step == last):
                     self._write_sheet(sheet_photos)
+
+        if self.config.conditional and self.photo_vector is None and self.step == self.config.steps:
+            self.photo_vector = learn_photo_vector(self.averaged(), self.photos, self.vgg, self.config)
+            self.save()
 
     def averaged(self) -> StyledNetwork:
         """The network with the moving average of its weights: what is shown and exported."""
@@ -250,6 +283,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "history": self.history,
+            "photo_vector": self.photo_vector,
         }
         partial = self.checkpoint_path.with_suffix(".partial")
         torch.save(state, partial)
@@ -260,21 +294,13 @@ class Trainer:
             loss_curve(self.folder / "losses.png", LOSS_NAMES, self.history)
 
     def _train_step(self, photos: Tensor) -> Tensor:
-        slots = self.slots(self.step)
-        is_photo = slots >= len(self.paintings)
+        slots = self.slots(self.step).to(self.device)
         photos = photos.to(self.device, memory_format=torch.channels_last)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.rate(self.step)
-        on_device = slots.to(self.device)
+        targets = self.targets.of(slots)
         total, parts = self._losses(
-            self.network,
-            self.vgg,
-            self.config.weights,
-            photos,
-            on_device,
-            self.targets.of(on_device),
-            is_photo.to(self.device),
-            self.config.border,
+            self.network, self.vgg, self.config.weights, photos, slots, targets, self.config.border
         )
         self.optimizer.zero_grad()
         total.backward()  # type: ignore[no-untyped-call]
@@ -282,14 +308,12 @@ class Trainer:
         self.optimizer.step()
         for name, value in self.network.named_parameters():
             self.average[name].lerp_(value.detach(), 1 - min(self.config.average, (1 + self.step) / (10 + self.step)))
-        parts = parts.cpu()
-        styled = parts[:3, ~is_photo].mean(1)
-        return torch.cat([total.detach().cpu()[None], styled, parts[3:, is_photo].mean(1)])
+        return torch.cat([total.detach()[None], parts]).cpu()
 
     def _resume(self) -> None:
         state: dict[str, Any] = torch.load(self.checkpoint_path, map_location=self.device, weights_only=True)
         wanted, found = dataclasses.asdict(self.config), state["config"]
-        differing = [key for key in wanted if wanted[key] != found[key] and key != "steps"]
+        differing = [key for key in wanted if wanted[key] != found.get(key, wanted[key]) and key != "steps"]
         if state["styles"] != [painting.name for painting in self.paintings]:
             differing.append("styles")
         if differing:
@@ -299,9 +323,10 @@ class Trainer:
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.average, self.step, self.history = state["average"], state["step"], state["history"]
+        self.photo_vector = state.get("photo_vector")
 
     def _write_sheet(self, photos: Sequence[Path]) -> None:
-        names = [painting.name for painting in self.paintings] + ["photo"] * self.config.conditional
+        names = [painting.name for painting in self.paintings]
         sample_sheet(self.folder / f"sheet_{self.step:06d}.jpg", self.averaged(), names, photos)
 
 
@@ -310,6 +335,7 @@ class Run:
     """What a run's checkpoint says, without its data: enough to export, verify and publish it."""
 
     network: StyledNetwork  # with the averaged weights
+    photo_vector: Tensor | None
     config: dict[str, Any]
     styles: list[str]
     step: int
@@ -320,7 +346,15 @@ class Run:
         """Reads `folder`/checkpoint.pt. Raises FileNotFoundError where there is none."""
         state = torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)
         network = _restored(TransformerConfig(**state["config"]["network"]), state["average"])
-        return cls(network, state["config"], state["styles"], state["step"], state["history"])
+        photo_vector = state.get("photo_vector")
+        return cls(network, photo_vector, state["config"], state["styles"], state["step"], state["history"])
+
+    def network_for(self, styles: Sequence[str]) -> StyledNetwork:
+        """This network with the vectors of `styles`, to begin another run from. Raises ValueError for an unknown."""
+        if unknown := set(styles) - set(self.styles):
+            raise ValueError(f"the run to start from has no {', '.join(sorted(unknown))}")
+        rows = [self.styles.index(style) for style in styles]
+        return StyledNetwork(self.network.transformer, self.network.vectors.detach()[rows].clone())
 
 
 def _restored(config: TransformerConfig, weights: Mapping[str, Tensor]) -> StyledNetwork:

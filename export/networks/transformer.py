@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 EPSILON = 1e-5
+SPIKE = 5.0  # standard deviations
 STRIDE = 4
 OVERSHOOT = 150 / 127.5  # the scaled tanh of the first papers: 127.5 + 150 tanh, clipped when shown
 
@@ -69,21 +70,27 @@ class Transformer(nn.Module):
         self.up = nn.ModuleList([Conv(c, b, 3), Conv(b, a, 3)])
         self.last = Conv(a, 3, config.end_kernel)
 
-    def forward(self, photos: Tensor, style: Tensor) -> Tensor:
+    def forward(self, photos: Tensor, style: Tensor, spikes: list[Tensor] | None = None) -> Tensor:
         """photos (N, 3, H, W) RGB 0-1, H and W multiples of 4, at least 16; style (N, D) or (D,) -> (N, 3, H, W).
 
-        The result overshoots 0-1 by at most 0.089; it is clipped when it is shown.
+        The result overshoots 0-1 by at most 0.089; it is clipped when it is shown. A list given as `spikes` gets the
+        spike penalty of every norm, a scalar each.
         """
         norms = self._norms(style)
+
+        def norm(x: Tensor) -> Tensor:
+            if spikes is not None:
+                spikes.append(spike_penalty(x))
+            return normalise(x, *next(norms))
+
         x = photos * 2 - 1
         for conv in self.down:
-            x = F.relu(normalise(conv(x), *next(norms)))  # (N, a, H, W) (N, b, H/2, W/2) (N, c, H/4, W/4)
+            x = F.relu(norm(conv(x)))  # (N, a, H, W) (N, b, H/2, W/2) (N, c, H/4, W/4)
         for first, second in zip(self.residual[0::2], self.residual[1::2], strict=True):
-            y = F.relu(normalise(first(x), *next(norms)))
-            x = x + normalise(second(y), *next(norms))
+            x = x + norm(second(F.relu(norm(first(x)))))
         for conv in self.up:
             x = F.interpolate(x, scale_factor=2.0, mode="nearest")
-            x = F.relu(normalise(conv(x), *next(norms)))  # (N, b, H/2, W/2) (N, a, H, W)
+            x = F.relu(norm(conv(x)))  # (N, b, H/2, W/2) (N, a, H, W)
         return 0.5 + 0.5 * OVERSHOOT * torch.tanh(self.last(x).float())
 
     def _norms(self, style: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -100,6 +107,17 @@ def normalise(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     factor = scale * torch.rsqrt(variance + EPSILON)
     offset = shift - mean * factor
     return torch.addcmul(offset.to(x.dtype)[:, :, None, None], x, factor.to(x.dtype)[:, :, None, None])
+
+
+def spike_penalty(x: Tensor) -> Tensor:
+    """How far single places stand out of their channel: mean of max(0, |normalised| - 5)^2, a scalar.
+
+    Instance norm hides how strong a signal was. A network that misses this makes one huge spike, which fixes the
+    statistics, and a droplet appears in every picture (Karras 2020, "Analyzing ... StyleGAN", section 2).
+    """
+    variance, mean = torch.var_mean(x.float(), dim=(2, 3), correction=0, keepdim=True)
+    normalised = (x.float() - mean) * torch.rsqrt(variance + EPSILON)
+    return (normalised.abs() - SPIKE).clamp(min=0).square().mean()
 
 
 def _exported_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ TINY = TrainConfig(
     batch=2,
     warmup_steps=2,
     painting_side=64,
+    photo_steps=3,
 )
 
 MakeTrainer = Callable[..., Trainer]

@@ -14,6 +14,15 @@ def test_gram_matrix_is_the_mean_product_of_channels() -> None:
     assert gram_matrix(features).tolist() == [[[2.5, 6.5], [6.5, 17.0]]]
 
 
+def test_gram_matrix_has_the_gradient_of_the_plain_product() -> None:
+    features, weights = torch.randn(2, 3, 4, 5, requires_grad=True), torch.randn(2, 3, 3)
+    (gram_matrix(features) * weights).sum().backward()  # type: ignore[no-untyped-call]
+    found, features.grad = features.grad, None
+    rows = features.flatten(2)
+    (rows @ rows.transpose(1, 2) / 20 * weights).sum().backward()  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(found, features.grad)
+
+
 def test_style_loss_is_relative_to_the_target_and_one_for_each_picture() -> None:
     target = torch.randn(2, 4, 4)
     grams = {"a": torch.stack([target[0], target[1] * 3]), "b": target}
@@ -44,8 +53,10 @@ def test_vgg_gives_the_features_of_a_plain_stack_of_layers(network: NetworkName)
     expected = {}
     for block, count in enumerate(CONVOLUTIONS[network], start=1):
         for index in range(1, count + 1):
-            layer = vgg.convolutions[f"conv{block}_{index}"]
-            x = F.relu(F.conv2d(x, layer.weight, layer.bias, padding=1))
+            weight, bias = (
+                vgg.get_parameter(f"convolutions.conv{block}_{index}.{kind}") for kind in ("weight", "bias")
+            )
+            x = F.relu(F.conv2d(x, weight, bias, padding=1))
             expected[f"relu{block}_{index}"] = x
         x = F.max_pool2d(x, 2, 2)
     found = vgg(picture, tuple(expected))

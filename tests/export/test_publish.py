@@ -10,7 +10,7 @@ import torch
 
 from export.add_style import CONFIG, add_style
 from export.data import Painting, to_pixels, to_tensor
-from export.networks.transformer import Transformer, TransformerConfig, neutral_vector, normalise
+from export.networks.transformer import Transformer, TransformerConfig, neutral_vector, normalise, spike_penalty
 from export.publish import publish
 from export.to_onnx import PixelGraph, export_graph, load_transformer
 from export.train import Run, TrainConfig
@@ -96,9 +96,23 @@ def test_graph_that_differs_from_torch_is_not_verified(tmp_path: Path) -> None:
     export_graph(PixelGraph(transformer), path)
     assert max(comparison.largest for comparison in verify(PixelGraph(transformer), path, vectors)) <= 1
     with torch.no_grad():
-        transformer.last.convolution.bias += 0.05
+        transformer.get_parameter("last.convolution.bias").add_(0.05)
     with pytest.raises(GraphDiffers, match="/255 at"):
         verify(PixelGraph(transformer), path, vectors)
+
+
+def test_spikes_are_penalised_and_textures_are_not() -> None:
+    texture, spike = torch.randn(1, 2, 64, 64), torch.randn(1, 2, 64, 64)
+    spike[..., 30:33, 30:33] = 60
+    assert float(spike_penalty(texture)) < 1e-3 < 0.1 < float(spike_penalty(spike))
+
+
+def test_unfinished_run_is_not_published(make_trainer: MakeTrainer, paintings: list[Painting], tmp_path: Path) -> None:
+    make_trainer("run").run(until=2)
+    target = tmp_path / "store" / "tiny" / "1"
+    with pytest.raises(ValueError, match="2 of 6 steps"):
+        publish(Run.load(tmp_path / "run"), paintings, target, **WORDS, preview_photo=PREVIEW)
+    assert not target.exists()
 
 
 def test_half_width_network_has_the_style_vector_of_the_recipe() -> None:

@@ -4,6 +4,7 @@ import csv
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,7 @@ def test_training_lowers_the_loss_and_keeps_a_record(make_trainer: MakeTrainer, 
     assert [row[0] for row in trainer.history] == [50, 100]
     assert trainer.history[1][1] < trainer.history[0][1]
     with (tmp_path / "run" / "losses.csv").open() as file:
-        assert next(csv.reader(file)) == ["step", "total", "style", "content", "tv", "photo"]
+        assert next(csv.reader(file)) == ["step", "total", "style", "content", "tv", "spikes"]
     assert load_picture(tmp_path / "run" / "losses.png").shape[2] > 300
     assert (tmp_path / "run" / "sheet_000100.jpg").stat().st_size > 10_000
 
@@ -81,10 +82,38 @@ def test_only_what_requires_a_gradient_is_trained(make_trainer: MakeTrainer, pai
     assert changed == ["vectors"]
 
 
-def test_every_style_and_the_photo_take_turns(make_trainer: MakeTrainer) -> None:
-    trainer = make_trainer()  # two styles and the photo, two pictures a step
+def test_every_style_takes_its_turn(make_trainer: MakeTrainer, paintings: list[Painting]) -> None:
+    third = replace(paintings[0], name="third")
+    trainer = make_trainer(styles=[*paintings, third])  # three styles, two pictures a step
     seen = torch.cat([trainer.slots(step) for step in range(3)]).tolist()
     assert sorted(seen[:3]) == sorted(seen[3:]) == [0, 1, 2]
+
+
+def test_photo_vector_is_learnt_last_and_reconstructs_better_than_a_style(
+    make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    trainer = make_trainer(steps=2, photo_steps=40)
+    trainer.run(until=1)
+    assert trainer.photo_vector is None
+    trainer.run()
+    run = Run.load(tmp_path / "run")
+    assert run.photo_vector is not None
+    photos = trainer.photos.batch(0, 2, 48)
+    with torch.no_grad():
+        as_photo, as_style = (
+            (run.network.transformer(photos, vector.expand(2, -1)) - photos).square().mean()
+            for vector in (run.photo_vector, run.network.vectors[0])
+        )
+    assert as_photo < as_style
+
+
+def test_run_begins_with_the_weights_of_another(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    make_trainer("first").run(until=2)
+    first = Run.load(tmp_path / "first")
+    network = first.network_for(["kingfisher"])
+    torch.testing.assert_close(network.vectors.data, first.network.vectors.data[1:], rtol=0, atol=0)
+    with pytest.raises(ValueError, match="no nonsense"):
+        first.network_for(["nonsense"])
 
 
 def test_crops_depend_on_seed_and_step_only(content: Path) -> None:
