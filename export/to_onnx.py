@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim
 
-from export.networks.transformer import STRIDE, Transformer, TransformerConfig
+from export.networks.transformer import STRIDE, SubpixelConv, Transformer, TransformerConfig, UpConv, upconv_weight
 
 OPSET = 20
 SMALLEST_SIDE = 16  # reflection padding needs more pixels than it adds
@@ -39,6 +40,13 @@ class PixelGraph(nn.Module):
         pixels: Tensor = (stylised * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
         return pixels
 
+    def deployed(self) -> PixelGraph:
+        """An equal graph with the cheaper up-sampling: what is exported, while this one is what was trained."""
+        copied = copy.deepcopy(self)
+        up = [SubpixelConv(conv) for conv in copied.transformer.up if isinstance(conv, UpConv)]
+        copied.transformer.up = nn.ModuleList(up)
+        return copied
+
 
 def _padding(side: int) -> int:
     """How many pixels a side lacks to the stride's next multiple, and to the smallest side; symbolic in an export."""
@@ -58,7 +66,7 @@ def export_graph(graph: PixelGraph, path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns of its own deprecations
         torch.onnx.export(
-            graph.eval(),
+            graph.deployed().eval(),
             example,
             path,
             input_names=names,
@@ -84,6 +92,11 @@ def load_transformer(path: Path) -> Transformer:
         for name, tensor in initializers.items()
         if name.startswith(prefix)
     }
+    for index in range(2):
+        if (name := f"up.{index}.convolution.weight") in weights:
+            weights[name] = upconv_weight(weights[name])
+            bias = f"up.{index}.convolution.bias"
+            weights[bias] = weights[bias][::4].clone()
     try:
         first, second, third = (weights[f"down.{index}.convolution.weight"] for index in range(3))
         blocks = sum(name.startswith("residual.") and name.endswith("weight") for name in weights) // 2

@@ -10,7 +10,16 @@ import torch
 
 from export.add_style import CONFIG, add_style
 from export.data import Painting, to_pixels, to_tensor
-from export.networks.transformer import Transformer, TransformerConfig, neutral_vector, normalise, spike_penalty
+from export.networks.transformer import (
+    SubpixelConv,
+    Transformer,
+    TransformerConfig,
+    UpConv,
+    neutral_vector,
+    normalise,
+    spike_penalty,
+    upconv_weight,
+)
 from export.publish import publish
 from export.to_onnx import PixelGraph, export_graph, load_transformer
 from export.train import Run, TrainConfig
@@ -99,6 +108,13 @@ def test_graph_that_differs_from_torch_is_not_verified(tmp_path: Path) -> None:
         transformer.get_parameter("last.convolution.bias").add_(0.05)
     with pytest.raises(GraphDiffers, match="/255 at"):
         verify(PixelGraph(transformer), path, vectors)
+
+
+def test_subpixel_convolution_is_the_resize_convolution_it_stands_for() -> None:
+    up = UpConv(5, 4, 3)
+    subpixel, x = SubpixelConv(up), torch.randn(2, 5, 7, 6)
+    torch.testing.assert_close(subpixel(x), up(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(upconv_weight(subpixel.convolution.weight), up.convolution.weight)
 
 
 def test_spikes_are_penalised_and_textures_are_not() -> None:
