@@ -19,7 +19,9 @@ from export.verify import verify
 from service.gatys.losses import TRAINING_STYLE_LAYERS, grams_of, style_losses
 from service.models.store import PHOTO, Card, ModelStore, StoredModel, file_sha256
 
-CONFIG = TrainConfig(conditional=False, steps=2000, small_steps=1200, learning_rate=5e-3, warmup_steps=50, average=0.99)
+CONFIG = TrainConfig(
+    conditional=False, steps=2000, small_steps=1200, learning_rate=5e-3, vector_rate=1.0, warmup_steps=50, average=0.99
+)
 COMPARED_PHOTOS = 4
 
 

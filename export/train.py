@@ -49,7 +49,7 @@ class LossWeights:
     content: float = 1.0
     tv: float = 0.3
     overshoot: float = 30.0
-    spikes: float = 1.0
+    spikes: float = 3.0
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ class TrainConfig:
     border: int = 16  # thrown away before the loss: VGG's zero padding would teach the network dirty borders
     batch: int = 4
     learning_rate: float = 2e-3
+    vector_rate: float = 3.0  # the vectors' learning rate over the convolutions'
     warmup_steps: int = 200
     average: float = 0.999
     painting_side: int = 384
@@ -206,7 +207,12 @@ class Trainer:
         network = StyledNetwork.neutral(config.network, len(paintings)) if start is None else start
         self.network: StyledNetwork = network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = {name: value.detach().clone() for name, value in self.network.named_parameters()}
-        self.optimizer = torch.optim.Adam([p for p in self.network.parameters() if p.requires_grad], betas=(0.9, 0.99))
+        convolutions = [p for p in self.network.transformer.parameters() if p.requires_grad]
+        groups = [
+            {"params": convolutions, "ratio": 1.0},
+            {"params": [self.network.vectors], "ratio": config.vector_rate},
+        ]
+        self.optimizer = torch.optim.Adam([group for group in groups if group["params"]], betas=(0.9, 0.99))
         self.step = 0
         self.photo_vector: Tensor | None = None  # (D,), learnt when the styles are
         self.history: list[tuple[float, ...]] = []  # step, then LOSS_NAMES: means over LOG_EVERY steps
@@ -297,7 +303,7 @@ class Trainer:
         slots = self.slots(self.step).to(self.device)
         photos = photos.to(self.device, memory_format=torch.channels_last)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.rate(self.step)
+            group["lr"] = self.config.rate(self.step) * group["ratio"]
         targets = self.targets.of(slots)
         total, parts = self._losses(
             self.network, self.vgg, self.config.weights, photos, slots, targets, self.config.border

@@ -11,6 +11,7 @@ import torch
 from export.add_style import CONFIG, add_style
 from export.data import Painting, to_pixels, to_tensor
 from export.networks.transformer import (
+    EPSILON,
     SubpixelConv,
     Transformer,
     TransformerConfig,
@@ -149,7 +150,7 @@ def test_pictures_of_a_batch_do_not_see_each_other() -> None:
 
 def test_conditional_norm_is_instance_norm_with_the_styles_scale_and_shift() -> None:
     x, scale, shift = torch.randn(2, 3, 8, 9) * 5 + 2, torch.randn(2, 3), torch.randn(2, 3)
-    plain = torch.nn.functional.instance_norm(x, eps=1e-5)
+    plain = torch.nn.functional.instance_norm(x, eps=EPSILON)
     torch.testing.assert_close(normalise(x, scale, shift), plain * scale[..., None, None] + shift[..., None, None])
 
 

@@ -1,0 +1,121 @@
+"""The models that are committed: whole, served, and worth looking at as far as a test can tell."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from export.data import load_picture
+from export.evaluate import checkerboard
+from service.app import create_app
+from service.models.store import PHOTO, ModelStore, StoredModel
+from service.settings import Settings
+from tests.service.conftest import wait_until_loaded
+
+ROOT = Path(__file__).parents[1]
+STORE = ModelStore(ROOT / "model_store")
+PHOTO_FILE = ROOT / "tests" / "photos" / "coffee.jpg"  # 600 x 400
+PROMISED = {
+    "starry_night", "great_wave", "scream", "composition_vii", "udnie", "shipwreck", "seine", "roman_mosaic",
+    "engraving", "ink_wash", "mondrian", "kiss",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, StoredModel]:
+    return {folder.parent.name: STORE.load(folder) for folder in STORE.folders()}
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[TestClient]:
+    with TestClient(create_app(Settings.from_env({"STYLIZE_PROVIDER": "cpu"}))) as client:
+        yield wait_until_loaded(client)
+
+
+def stylised(client: TestClient, **fields: str) -> np.ndarray:
+    answer = client.post(
+        "/stylize",
+        params={"format": "png", **fields},
+        content=PHOTO_FILE.read_bytes(),
+        headers={"Content-Type": "image/jpeg"},
+    )
+    assert answer.status_code == 200, answer.text
+    return np.asarray(Image.open(io.BytesIO(answer.content)))
+
+
+def test_store_holds_what_was_promised(models: dict[str, StoredModel]) -> None:
+    kinds = sorted(model.card.kind for model in models.values())
+    assert kinds == ["classic", "conditional", "features"]
+    assert models["multistyle"].vectors.keys() >= PROMISED | {PHOTO}
+
+
+def test_every_style_has_its_painting_s_papers_and_a_preview(models: dict[str, StoredModel]) -> None:
+    for model in models.values():
+        for style in model.card.styles:
+            assert style.artist
+            assert style.year
+            assert "licence" in style.credit or "public domain" in style.credit
+            assert max(Image.open(io.BytesIO(model.previews[style.name])).size) == 512
+
+
+def test_cards_tell_of_the_training_and_the_quality(models: dict[str, StoredModel]) -> None:
+    for model in models.values():
+        if model.card.kind != "features":
+            assert model.card.training["steps"] >= model.card.training["configuration"]["steps"]
+            assert model.card.training["configuration"]["seed"] == 0
+            assert all(comparison["largest"] <= 1 for comparison in model.card.quality["verify"])
+
+
+def test_service_is_ready_with_the_shipped_store(client: TestClient) -> None:
+    assert client.get("/readyz").status_code == 200
+    named = {style["name"] for style in client.get("/styles").json()["styles"]}
+    assert named >= PROMISED
+
+
+def test_styles_differ_from_the_photo_and_from_each_other(client: TestClient) -> None:
+    photo = np.asarray(Image.open(PHOTO_FILE)).astype(float)
+    pictures = {name: stylised(client, style=name).astype(float) for name in sorted(PROMISED)}
+    for name, picture in pictures.items():
+        assert picture.shape == photo.shape
+        assert np.abs(picture - photo).mean() > 15, name
+        for other in pictures:
+            assert other == name or np.abs(picture - pictures[other]).mean() > 10, (name, other)
+
+
+def test_strength_is_exact_at_both_ends_for_every_style(client: TestClient) -> None:
+    photo = np.asarray(Image.open(PHOTO_FILE))
+    for name in sorted(PROMISED):
+        assert np.array_equal(stylised(client, style=name, strength="0"), photo)
+    half = stylised(client, style="udnie", strength="0.5").astype(float)
+    full = stylised(client, style="udnie").astype(float)
+    assert 0 < np.abs(half - photo).mean() < np.abs(full - photo).mean()
+
+
+def test_mix_lies_between_its_styles(client: TestClient) -> None:
+    first, second, mix = (
+        stylised(client, style=style).astype(float).mean((0, 1))
+        for style in ("great_wave", "starry_night", "great_wave:1,starry_night:1")
+    )
+    low, high = np.minimum(first, second), np.maximum(first, second)
+    assert (mix > low - 12).all()
+    assert (mix < high + 12).all()
+
+
+@pytest.mark.parametrize("name", sorted(PROMISED))
+def test_previews_have_no_checkerboard(models: dict[str, StoredModel], name: str, tmp_path: Path) -> None:
+    (tmp_path / "preview.jpg").write_bytes(models["multistyle"].previews[name])
+    assert checkerboard(load_picture(tmp_path / "preview.jpg")) < 3
+
+
+def test_odd_sizes_are_kept_to_the_pixel(client: TestClient) -> None:
+    for size in ((1, 1), (7, 5), (601, 3), (250, 333)):
+        file = io.BytesIO()
+        Image.new("RGB", size, (200, 120, 40)).save(file, "PNG")
+        answer = client.post("/stylize?style=kiss", content=file.getvalue(), headers={"Content-Type": "image/png"})
+        assert Image.open(io.BytesIO(answer.content)).size == size
