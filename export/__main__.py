@@ -53,7 +53,8 @@ def _expected_errors() -> tuple[type[Exception], ...]:
 def _train(options: argparse.Namespace) -> None:
     from export.data import read_paintings
     from export.networks.transformer import TransformerConfig
-    from export.train import Run, TrainConfig, Trainer
+    from export.start import starting_network
+    from export.train import TrainConfig, Trainer
 
     config = TrainConfig(
         network=TransformerConfig(NETWORKS[options.network]),
@@ -68,9 +69,8 @@ def _train(options: argparse.Namespace) -> None:
     paintings = read_paintings(options.manifest, options.paintings, options.styles)
     start = None
     if options.start_from:
-        run = Run.load(options.start_from)
-        start = run.network_for([painting.name for painting in paintings])
-        config = dataclasses.replace(config, started_from=f"{options.start_from} after {run.step} steps")
+        start = starting_network(options.start_from, [painting.name for painting in paintings])
+        config = dataclasses.replace(config, started_from=str(options.start_from))
     trainer = Trainer(
         config,
         paintings,
@@ -209,7 +209,9 @@ def _parser() -> argparse.ArgumentParser:
         ("warmup-steps", int),
     ):
         train.add_argument(f"--{option}", type=kind, help="see TrainConfig in export/train.py")
-    train.add_argument("--start-from", type=Path, help="another run's folder, whose weights this one begins with")
+    train.add_argument(
+        "--start-from", type=Path, help="begin with the weights of another run's folder, or of a published model's"
+    )
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--save-every", type=int, default=500, help="steps between checkpoints")
     train.add_argument("--device", default="auto", help="auto, cpu, cuda")

@@ -355,12 +355,9 @@ class Run:
         photo_vector = state.get("photo_vector")
         return cls(network, photo_vector, state["config"], state["styles"], state["step"], state["history"])
 
-    def network_for(self, styles: Sequence[str]) -> StyledNetwork:
-        """This network with the vectors of `styles`, to begin another run from. Raises ValueError for an unknown."""
-        if unknown := set(styles) - set(self.styles):
-            raise ValueError(f"the run to start from has no {', '.join(sorted(unknown))}")
-        rows = [self.styles.index(style) for style in styles]
-        return StyledNetwork(self.network.transformer, self.network.vectors.detach()[rows].clone())
+    def vectors(self) -> dict[str, Tensor]:
+        """The vector, (D,), of every style."""
+        return dict(zip(self.styles, self.network.vectors.detach(), strict=True))
 
 
 def _restored(config: TransformerConfig, weights: Mapping[str, Tensor]) -> StyledNetwork:

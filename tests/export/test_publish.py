@@ -22,6 +22,7 @@ from export.networks.transformer import (
     upconv_weight,
 )
 from export.publish import publish
+from export.start import starting_network
 from export.to_onnx import PixelGraph, export_graph, load_transformer
 from export.train import Run, TrainConfig
 from export.verify import GraphDiffers, verify
@@ -63,6 +64,8 @@ def test_published_model_is_accepted_and_run_by_the_service(
         wanted = PixelGraph(transformer)(torch.from_numpy(image), torch.from_numpy(rows)).numpy()
     assert found.shape == image.shape
     assert np.abs(found.astype(int) - wanted).max() <= 1
+    again = starting_network(target, ["kingfisher"])  # the store's models are their own checkpoints
+    assert np.array_equal(again.vectors.detach().numpy()[0], rows[1])
 
 
 def test_classic_model_has_its_style_built_in(

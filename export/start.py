@@ -1,0 +1,39 @@
+"""Where a run's first weights come from, when not from chance: another run, or a published model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from export.networks.transformer import Transformer
+from export.to_onnx import load_transformer
+from export.train import Run, StyledNetwork
+from service.models.store import CARD, ModelStore
+
+
+def starting_network(source: Path, styles: Sequence[str]) -> StyledNetwork:
+    """The network of a run's folder or of <store>/<model>/<version>; a style that it lacks begins as its average.
+
+    Raises ValueError where the source has no style vectors, or was not made by this pipeline.
+    """
+    transformer, vectors = _published(source) if (source / CARD).exists() else _trained(source)
+    if not vectors:
+        raise ValueError(f"{source} has no style vectors to begin with")
+    average = torch.stack(list(vectors.values())).mean(0)
+    return StyledNetwork(transformer, torch.stack([vectors.get(style, average) for style in styles]))
+
+
+def _trained(folder: Path) -> tuple[Transformer, dict[str, Tensor]]:
+    run = Run.load(folder)
+    return run.network.transformer, run.vectors()
+
+
+def _published(folder: Path) -> tuple[Transformer, dict[str, Tensor]]:
+    stored = ModelStore(folder.parent.parent).load(folder)
+    if stored.card.graph is None:
+        raise ValueError(f"{stored.card.label} has no network")
+    vectors = {style.name: stored.vectors[style.name] for style in stored.card.styles if style.vector}
+    return load_transformer(folder / stored.card.graph), {n: torch.from_numpy(v) for n, v in vectors.items()}
