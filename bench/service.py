@@ -71,8 +71,8 @@ def measure_service(rounds: int) -> str:
         [
             "## Service",
             "",
-            f"* `/stylize` of a 512 x 512 JPEG over loopback {served:.1f} ms; decode, `session.run` and encode in-process",
-            f"  {alone:.1f} ms, overhead {served / alone - 1:.1%} (medians of {rounds} interleaved rounds).",
+            f"* `/stylize` of a 512 x 512 JPEG over loopback: {served:.1f} ms. Decode, `session.run` and encode in-",
+            f"  process: {alone:.1f} ms. Overhead {served / alone - 1:.1%} (medians of {rounds} interleaved rounds).",
             f"* Ready {service.ready_s:.1f} s after the start of the process, with the shipped store.",
             f"* Resident memory after {MANY} requests of 1 megapixel: {resident:.0f} MB.",
         ]

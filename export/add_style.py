@@ -20,7 +20,7 @@ from service.gatys.losses import TRAINING_STYLE_LAYERS, grams_of, style_losses
 from service.models.store import PHOTO, Card, ModelStore, StoredModel, file_sha256
 
 CONFIG = TrainConfig(
-    conditional=False, steps=2000, small_steps=1200, learning_rate=5e-3, vector_rate=1.0, warmup_steps=50, average=0.99
+    conditional=False, steps=1200, small_steps=900, learning_rate=5e-3, vector_rate=1.0, warmup_steps=50, average=0.99
 )
 COMPARED_PHOTOS = 4
 

@@ -51,14 +51,14 @@ def greeting(settings: Settings, port: int) -> str:
 
 def _a_style(settings: Settings) -> str:
     """A style of the store as its cards have it; the models themselves load later, and say what is wrong then."""
+    favourite = "starry_night"
     try:
-        for folder in ModelStore(settings.model_store).folders():
-            styles = [style.name for style in Card.model_validate_json((folder / CARD).read_bytes()).styles]
-            if styles:
-                return "starry_night" if "starry_night" in styles else styles[0]
+        folders = ModelStore(settings.model_store).folders()
+        cards = [Card.model_validate_json((folder / CARD).read_bytes()) for folder in folders]
     except (ModelRefused, OSError, ValueError):
-        pass
-    return "starry_night"
+        return favourite
+    styles = [style.name for card in cards for style in card.styles]
+    return favourite if favourite in styles or not styles else styles[0]
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ Unlike Gatys 2015 and Johnson 2016, whose losses carry the scale of the features
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,8 +35,8 @@ class _Gram(torch.autograd.Function):
         return products.float() / rows.shape[1]
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        (rows,), (gradient,) = ctx.saved_tensors, gradients
+    def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> Tensor:
+        (rows,), (gradient,) = ctx.saved_tensors, gradients  # type: ignore[attr-defined]
         symmetric = (gradient + gradient.transpose(1, 2)) / rows.shape[1]
         product: Tensor = rows @ symmetric.to(rows.dtype)
         return product
