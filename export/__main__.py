@@ -8,10 +8,6 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:  # torch is imported by the commands that need it
-    from export.to_onnx import PixelGraph
 
 # With glibc's defaults a training step spends most of its time in page faults; they are read when a process starts.
 MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "34359738368"}
@@ -85,19 +81,22 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _to_onnx(options: argparse.Namespace) -> None:
+    from export.publish import pixel_graph
     from export.to_onnx import export_graph
+    from export.train import Run
 
-    export_graph(_pixel_graph(options.run), options.onnx)
+    export_graph(pixel_graph(Run.load(options.run)), options.onnx)
     print(f"{options.onnx}: {options.onnx.stat().st_size / 1e6:.1f} MB")
 
 
 def _verify(options: argparse.Namespace) -> None:
+    from export.publish import pixel_graph
     from export.train import Run
     from export.verify import verify
 
     run = Run.load(options.run)
     vectors = run.network.vectors.detach().numpy() if run.config["conditional"] else None
-    for comparison in verify(_pixel_graph(options.run), options.onnx, vectors):
+    for comparison in verify(pixel_graph(run), options.onnx, vectors):
         print(f"{comparison.shape}: at most {comparison.largest}/255, {comparison.share:.2%} of the values differ")
 
 
@@ -123,6 +122,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from export import evaluate
     from export.data import read_paintings
     from export.publish import write_card
+    from export.sheet import contact_sheet
     from service.models.store import ModelStore
 
     card = ModelStore(options.model.parent.parent).load(options.model).card
@@ -133,7 +133,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     scores, rows = evaluator.score(evaluate.store_stylizer(options.model), paintings, options.photos)
     print(evaluate.table(scores))
     if options.sheet:
-        evaluate.write_sheet(options.sheet, [painting.name for painting in paintings], rows)
+        contact_sheet(options.sheet, ["", *(painting.name for painting in paintings)], rows)
     if options.into_card:
         write_card(options.model, evaluate.with_quality(card, scores))
 
@@ -155,14 +155,6 @@ def _fetch(options: argparse.Namespace) -> None:
 
     card = fetch_vgg16(options.source, options.store)
     print(f"{card.label} is in {options.store}")
-
-
-def _pixel_graph(run_folder: Path) -> PixelGraph:
-    from export.to_onnx import PixelGraph
-    from export.train import Run
-
-    run = Run.load(run_folder)
-    return PixelGraph(run.network.transformer, None if run.config["conditional"] else run.network.vectors[0])
 
 
 def _device(name: str) -> str:

@@ -6,6 +6,7 @@ closest to the new painting.
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from export.to_onnx import PixelGraph, load_transformer
 from export.train import StyledNetwork, TrainConfig, Trainer
 from export.verify import verify
 from service.gatys.losses import TRAINING_STYLE_LAYERS, grams_of, style_losses
-from service.models.store import PHOTO, Card, ModelStore, StoredModel, file_sha256
+from service.models.store import NAME_PATTERN, PHOTO, Card, ModelStore, StoredModel, file_sha256
 
 CONFIG = TrainConfig(
     conditional=False, steps=1200, small_steps=900, learning_rate=5e-3, vector_rate=1.0, warmup_steps=50, average=0.99
@@ -44,6 +45,8 @@ def add_style(
         raise ValueError(
             f"{stored.card.label} is a {stored.card.kind} network: only a conditional one takes more styles"
         )
+    if not re.match(NAME_PATTERN, painting.name):  # before it is trained for minutes, and names files
+        raise ValueError(f"{painting.name!r} is not a style's name: a-z, 0-9 and _, at most 64 of them")
     if painting.name in stored.vectors:
         raise ValueError(f"{stored.card.label} has a style {painting.name} already; choose another --name")
     assert stored.card.graph is not None  # a conditional card has one

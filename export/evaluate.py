@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from export.data import Painting, load_picture, to_pixels, to_tensor
-from export.sheet import contact_sheet, to_image
+from export.sheet import to_image
 from service.gatys.losses import (
     GATYS_STYLE_LAYERS,
     TRAINING_CONTENT_LAYER,
@@ -225,11 +225,6 @@ def mean_and_worst(summaries: dict[str, dict[str, float]]) -> tuple[float, float
     """Mean and largest excess over the styles."""
     excesses = [row["excess"] for row in summaries.values()]
     return round(statistics.mean(excesses), 4), max(excesses)
-
-
-def write_sheet(path: Path, names: Sequence[str], rows: Sequence[Sequence[Image.Image]]) -> None:
-    """The contact sheet of an evaluation."""
-    contact_sheet(path, ["", *names], rows)
 
 
 def with_quality(card: Card, scores: Sequence[Score]) -> Card:

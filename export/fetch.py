@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import shutil
 import urllib.request
-from datetime import UTC, datetime
 from pathlib import Path
 
 from tqdm import tqdm
 
-from export.publish import checksums, staged, write_card
+from export.publish import checksums, now, staged, write_card
 from service.gatys.vgg import VGG
 from service.models.store import Card, file_sha256
 
@@ -49,7 +48,7 @@ def fetch_vgg16(source: str, store: Path) -> Card:
             title="VGG16 features",
             description=ATTRIBUTION,
             licence="CC-BY-4.0",
-            created_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            created_at=now(),
             files=checksums(folder),
         )
         write_card(folder, card)

@@ -47,7 +47,7 @@ def publish(
     conditional = run.photo_vector is not None
     vectors = run.network.vectors.detach().numpy()
     with staged(target) as folder:
-        graph = PixelGraph(run.network.transformer, None if conditional else run.network.vectors[0])
+        graph = pixel_graph(run)
         export_graph(graph, folder / GRAPH)
         photo = preview_picture(preview_photo)
         comparisons = verify(graph, folder / GRAPH, vectors if conditional else None, [photo])
@@ -65,7 +65,7 @@ def publish(
             title=title,
             description=description,
             licence=licence,
-            created_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            created_at=now(),
             graph=GRAPH,
             inputs=(TensorSpec(name="image", dtype="uint8", shape=PIXELS),)
             + ((TensorSpec(name="style", dtype="float32", shape=("N", vectors.shape[1])),) if conditional else ()),
@@ -119,6 +119,16 @@ def write_preview(folder: Path, name: str, graph: PixelGraph, photo: np.ndarray,
     with torch.no_grad():
         stylised: np.ndarray = graph(torch.from_numpy(photo)[None], *style)[0].numpy()
     Image.fromarray(stylised).save(path, quality=88, optimize=True)
+
+
+def pixel_graph(run: Run) -> PixelGraph:
+    """The run's network between pixels; a classic one has its style built in."""
+    return PixelGraph(run.network.transformer, None if run.config["conditional"] else run.network.vectors[0])
+
+
+def now() -> str:
+    """The time as cards say it: RFC 3339, UTC, whole seconds."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def preview_path(name: str) -> str:

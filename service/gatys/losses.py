@@ -14,7 +14,6 @@ from torch import Tensor
 TRAINING_STYLE_LAYERS = ("relu1_2", "relu2_2", "relu3_3", "relu4_3")
 TRAINING_CONTENT_LAYER = "relu3_3"
 GATYS_STYLE_LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
-GATYS_CONTENT_LAYER = "relu4_2"
 
 
 def gram_matrix(features: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from export import evaluate
 from export.__main__ import main
 from export.data import Painting, load_picture
 from export.fetch import VGG16_SHA256, WrongWeights, fetch_vgg16
+from export.sheet import contact_sheet
 from service.gatys.losses import TRAINING_CONTENT_LAYER, TRAINING_STYLE_LAYERS, grams_of
 from service.gatys.optimize import Objective, optimize
 from service.gatys.vgg import VGG
@@ -63,7 +64,7 @@ def test_evaluation_measures_against_the_optimum_and_remembers_it(
     assert again == scores
     table = evaluate.table(scores)
     assert all(painting.name in table for painting in paintings)
-    evaluate.write_sheet(tmp_path / "sheet.jpg", [painting.name for painting in paintings], rows)
+    contact_sheet(tmp_path / "sheet.jpg", ["", *(painting.name for painting in paintings)], rows)
     assert load_picture(tmp_path / "sheet.jpg").shape[3] > 3 * 64
 
 

@@ -188,6 +188,8 @@ def test_added_style_is_served_and_nothing_else_changes(
     assert not np.array_equal(stored.vectors["new_style"], stored.vectors["china_temple"])
     with pytest.raises(ValueError, match="already"):
         add_style(target, new, *where, config=small_addition(), preview_photo=PREVIEW)
+    with pytest.raises(ValueError, match="not a style's name"):
+        add_style(target, replace(new, name="../x"), *where, config=small_addition(), preview_photo=PREVIEW)
 
 
 def test_classic_network_takes_no_more_styles(
