@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+CROPPED = (0.7, 1.7)  # side of what is cut out over the crop's: enlarged, a photo is as smooth as one of more pixels
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Photos:
             raise ValueError(f"no photos ({', '.join(PICTURE_SUFFIXES)}) in {folder}")
 
     def batch(self, step: int, count: int, side: int) -> Tensor:
-        """The crops of one step: (count, 3, side, side), 0-1. Scale jittered up to 2x, mirrored half of the time."""
+        """The crops of one step: (count, 3, side, side), 0-1. Scale jittered, mirrored half of the time."""
         rng = np.random.default_rng([self.seed, step])
         crops = [self._crop(self.paths[index], side, rng) for index in rng.integers(len(self.paths), size=count)]
         return to_tensor(np.stack(crops))
@@ -103,7 +104,7 @@ class Photos:
         with Image.open(path) as file:
             photo = file.convert("RGB")
         short = min(photo.size)
-        edge = min(short, side * rng.uniform(1.0, 2.0))
+        edge = min(short, side * rng.uniform(*CROPPED))
         left, top = rng.uniform(0, photo.width - edge), rng.uniform(0, photo.height - edge)
         box = (left, top, left + edge, top + edge)
         crop = np.asarray(photo.resize((side, side), Image.Resampling.BICUBIC, box=box))
