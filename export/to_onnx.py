@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import warnings
 from pathlib import Path
 
@@ -92,17 +93,19 @@ def load_transformer(path: Path) -> Transformer:
         for name, tensor in initializers.items()
         if name.startswith(prefix)
     }
-    for index in range(2):
-        if (name := f"up.{index}.convolution.weight") in weights:
+    kernels = {name: weight for name, weight in weights.items() if name.endswith(".weight")}
+    for name in kernels:
+        if name.startswith("up."):
             weights[name] = upconv_weight(weights[name])
-            bias = f"up.{index}.convolution.bias"
+            bias = name.replace(".weight", ".bias")
             weights[bias] = weights[bias][::4].clone()
     try:
-        first, second, third = (weights[f"down.{index}.convolution.weight"] for index in range(3))
-        blocks = sum(name.startswith("residual.") and name.endswith("weight") for name in weights) // 2
-        config = TransformerConfig((len(first), len(second), len(third)), blocks, first.shape[-1])
+        down = [kernel for name, kernel in sorted(kernels.items()) if name.startswith("down.")]
+        blocks = sum(name.startswith("residual.") for name in kernels) // 2
+        shuffle = math.isqrt(down[0].shape[1] // 3)
+        config = TransformerConfig(tuple(map(len, down)), blocks, down[0].shape[-1], shuffle)
         transformer = Transformer(config)
         transformer.load_state_dict(weights)
-    except (KeyError, RuntimeError) as error:
+    except (IndexError, RuntimeError, ValueError) as error:
         raise ValueError(f"{path} was not exported by this pipeline: {error}") from error
     return transformer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -34,13 +35,14 @@ class ServedModel:
 
 @dataclass(frozen=True)
 class Catalog:
-    """Every model served, the first choice first: conditional networks before classic ones, then by name."""
+    """Every model served, the first choice first: conditional networks before classic ones, and of these the one that
+    was judged best."""
 
     models: dict[str, ServedModel] = field(default_factory=dict)
 
     @classmethod
     def of(cls, models: Sequence[ServedModel]) -> Catalog:
-        ordered = sorted(models, key=lambda model: (model.card.kind != "conditional", model.card.name))
+        ordered = sorted(models, key=_rank)
         return cls({model.card.name: model for model in ordered})
 
     def styles(self) -> Iterator[StyleEntry]:
@@ -57,3 +59,8 @@ class Catalog:
             for model in self.models.values()
             if styles <= model.styles.keys() and (len(styles) == 1 or model.card.kind == "conditional")
         ]
+
+
+def _rank(model: ServedModel) -> tuple[bool, float, str]:
+    excess = model.card.quality.get("excess_mean", math.inf)
+    return model.card.kind != "conditional", excess, model.card.name

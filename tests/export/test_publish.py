@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import torch.nn.functional as F
 
 from export.add_style import CONFIG, add_style
 from export.data import Painting, to_pixels, to_tensor
@@ -29,7 +30,7 @@ from export.verify import GraphDiffers, verify
 from service.errors import ModelRefused
 from service.models.session import Session
 from service.models.store import Card, ModelStore, StoredModel, file_sha256
-from tests.export.conftest import PHOTOS, TINY, VGG_WEIGHTS, MakeTrainer
+from tests.export.conftest import PHOTOS, TINY, TINY_STUDENT, VGG_WEIGHTS, MakeTrainer
 
 WORDS = {"title": "Tiny", "description": "For tests", "licence": "Apache-2.0"}
 PREVIEW = PHOTOS / "coffee.jpg"
@@ -112,6 +113,31 @@ def test_graph_that_differs_from_torch_is_not_verified(tmp_path: Path) -> None:
         transformer.get_parameter("last.convolution.bias").add_(0.05)
     with pytest.raises(GraphDiffers, match="/255 at"):
         verify(PixelGraph(transformer), path, vectors)
+
+
+@pytest.mark.parametrize("config", [TINY.network, TINY_STUDENT])
+def test_exported_network_is_its_own_checkpoint(config: TransformerConfig, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    transformer = Transformer(config)
+    vectors = neutral_vector(config).repeat(2, 1).numpy()
+    export_graph(PixelGraph(transformer), tmp_path / "model.onnx")
+    verify(PixelGraph(transformer), tmp_path / "model.onnx", vectors)
+    loaded = load_transformer(tmp_path / "model.onnx")
+    assert loaded.config == config
+    torch.testing.assert_close(loaded.state_dict(), transformer.state_dict(), rtol=1e-4, atol=1e-5)
+
+
+def test_new_student_draws_no_checkerboard() -> None:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        blocks = F.pixel_unshuffle(Transformer(TINY_STUDENT)(torch.rand(1, 3, 32, 32), neutral_vector(TINY_STUDENT)), 2)
+    places = blocks.reshape(3, 4, 16, 16)  # the four places of a block are equal
+    torch.testing.assert_close(places, places[:, :1].expand_as(places))
+
+
+def test_network_must_keep_the_stride() -> None:
+    with pytest.raises(ValueError, match="stride of 4"):
+        TransformerConfig((16, 32, 64), shuffle=2)
 
 
 def test_subpixel_convolution_is_the_resize_convolution_it_stands_for() -> None:
