@@ -81,31 +81,29 @@ def export_graph(graph: PixelGraph, path: Path) -> None:
     onnx.checker.check_model(onnx.load(path), full_check=True)
 
 
-def load_transformer(path: Path) -> Transformer:
-    """The network inside a graph that `export_graph` wrote: the store's models are their own checkpoints.
+def load_graph(path: Path) -> PixelGraph:
+    """What `export_graph` wrote, in torch again: the store's models are their own checkpoints.
 
     Raises ValueError for a graph from elsewhere.
     """
-    initializers = {tensor.name: tensor for tensor in onnx.load(path).graph.initializer}
-    prefix = "transformer."
-    weights = {
-        name.removeprefix(prefix): torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy())
-        for name, tensor in initializers.items()
-        if name.startswith(prefix)
+    initializers = {
+        tensor.name: torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy())
+        for tensor in onnx.load(path).graph.initializer
     }
-    kernels = {name: weight for name, weight in weights.items() if name.endswith(".weight")}
-    for name in kernels:
+    prefix = "transformer."
+    weights = {name.removeprefix(prefix): value for name, value in initializers.items() if name.startswith(prefix)}
+    kernels = {name: value for name, value in weights.items() if name.endswith(".weight")}
+    for name, kernel in kernels.items():
         if name.startswith("up."):
-            weights[name] = upconv_weight(weights[name])
+            weights[name] = upconv_weight(kernel)
             bias = name.replace(".weight", ".bias")
             weights[bias] = weights[bias][::4].clone()
     try:
         down = [kernel for name, kernel in sorted(kernels.items()) if name.startswith("down.")]
         blocks = sum(name.startswith("residual.") for name in kernels) // 2
         shuffle = math.isqrt(down[0].shape[1] // 3)
-        config = TransformerConfig(tuple(map(len, down)), blocks, down[0].shape[-1], shuffle)
-        transformer = Transformer(config)
+        transformer = Transformer(TransformerConfig(tuple(map(len, down)), blocks, down[0].shape[-1], shuffle))
         transformer.load_state_dict(weights)
     except (IndexError, RuntimeError, ValueError) as error:
         raise ValueError(f"{path} was not exported by this pipeline: {error}") from error
-    return transformer
+    return PixelGraph(transformer, initializers.get("vector"))

@@ -24,7 +24,7 @@ from export.networks.transformer import (
 )
 from export.publish import publish
 from export.start import starting_network
-from export.to_onnx import PixelGraph, export_graph, load_transformer
+from export.to_onnx import PixelGraph, export_graph, load_graph
 from export.train import Run, TrainConfig
 from export.verify import GraphDiffers, verify
 from service.errors import ModelRefused
@@ -60,9 +60,8 @@ def test_published_model_is_accepted_and_run_by_the_service(
     image = np.random.default_rng(0).integers(0, 256, (2, 37, 50, 3), dtype=np.uint8)
     rows = np.stack([stored.vectors["china_temple"], stored.vectors["kingfisher"]])
     found = Session(stored, "cpu", 1).run(image, rows)
-    transformer = load_transformer(target / "model.onnx")
     with torch.no_grad():
-        wanted = PixelGraph(transformer)(torch.from_numpy(image), torch.from_numpy(rows)).numpy()
+        wanted = load_graph(target / "model.onnx")(torch.from_numpy(image), torch.from_numpy(rows)).numpy()
     assert found.shape == image.shape
     assert np.abs(found.astype(int) - wanted).max() <= 1
     again = starting_network(target, ["kingfisher"])  # the store's models are their own checkpoints
@@ -78,6 +77,9 @@ def test_classic_model_has_its_style_built_in(
     assert stored_at(target).vectors == {}
     nodes = [node.op_type for node in onnx.load(target / "model.onnx").graph.node]
     assert nodes.count("InstanceNormalization") == len(TINY.network.norm_widths)
+    run = Run.load(tmp_path / "run")
+    again = starting_network(target, ["china_temple"])
+    torch.testing.assert_close(again.state_dict(), run.network.state_dict(), rtol=1e-4, atol=1e-5)
 
 
 def test_published_version_is_never_overwritten(
@@ -122,7 +124,7 @@ def test_exported_network_is_its_own_checkpoint(config: TransformerConfig, tmp_p
     vectors = neutral_vector(config).repeat(2, 1).numpy()
     export_graph(PixelGraph(transformer), tmp_path / "model.onnx")
     verify(PixelGraph(transformer), tmp_path / "model.onnx", vectors)
-    loaded = load_transformer(tmp_path / "model.onnx")
+    loaded = load_graph(tmp_path / "model.onnx").transformer
     assert loaded.config == config
     torch.testing.assert_close(loaded.state_dict(), transformer.state_dict(), rtol=1e-4, atol=1e-5)
 
@@ -192,7 +194,7 @@ def test_graph_of_elsewhere_is_not_taken_for_ours(tmp_path: Path) -> None:
     foreign = onnx.helper.make_graph([], "foreign", [], [])
     onnx.save(onnx.helper.make_model(foreign), tmp_path / "model.onnx")
     with pytest.raises(ValueError, match="not exported by this pipeline"):
-        load_transformer(tmp_path / "model.onnx")
+        load_graph(tmp_path / "model.onnx")
 
 
 def small_addition() -> TrainConfig:
