@@ -82,6 +82,17 @@ def test_classic_model_has_its_style_built_in(
     torch.testing.assert_close(again.state_dict(), run.network.state_dict(), rtol=1e-4, atol=1e-5)
 
 
+def test_card_remembers_the_training_that_another_began_from(
+    make_trainer: MakeTrainer, paintings: list[Painting], tmp_path: Path
+) -> None:
+    target = tmp_path / "store" / "tiny" / "1"
+    published(make_trainer, paintings, target)
+    make_trainer("again", steps=3, started_from=str(target)).run()
+    card = publish(Run.load(tmp_path / "again"), paintings, target.with_name("2"), **WORDS, preview_photo=PREVIEW)
+    assert card.training["before"] == stored_at(target).card.training
+    assert card.training["steps"] == 3
+
+
 def test_published_version_is_never_overwritten(
     make_trainer: MakeTrainer, paintings: list[Painting], tmp_path: Path
 ) -> None:
