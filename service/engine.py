@@ -30,6 +30,7 @@ class Engine:
         provider: Literal["auto", "cuda", "cpu"],
         threads: int,
         admission: Admission,
+        batcher: Batcher,
         executor: Executor,
         metrics: Metrics,
     ) -> None:
@@ -37,10 +38,10 @@ class Engine:
         self._provider: Literal["auto", "cuda", "cpu"] = provider
         self._threads = threads
         self._admission = admission
+        self._batcher = batcher
         self._executor = executor
         self._metrics = metrics
         self._catalog: Catalog | None = None
-        self._batchers: dict[str, Batcher] = {}
         self._refused: list[str] = []
         self._started = time.monotonic()
 
@@ -68,23 +69,11 @@ class Engine:
     async def load(self) -> None:
         """Verify, load and warm every model, off the event loop. Never raises: what went wrong is in ``reasons``."""
         models = await asyncio.get_running_loop().run_in_executor(self._executor, self._load)
-        self._batchers = {
-            model.card.name: Batcher(
-                model.card.name,
-                model.provider,
-                model.run,
-                model.settle,
-                self._admission,
-                self._executor,
-                self._metrics,
-            )
-            for model in models
-        }
         self._catalog = Catalog.of(models)
 
     async def submit(self, model: ServedModel, place: Place, image: Pixels, rows: Rows, watch: Stopwatch) -> Pixels:
         """Run ``model`` on ``image`` (H, W, 3) for each of ``rows`` (R, D), when its turn comes: (R, H, W, 3)."""
-        return await self._batchers[model.card.name].submit(place, image, rows, watch)
+        return await self._batcher.submit(model, place, image, rows, watch)
 
     def _load(self) -> list[ServedModel]:
         models = []
@@ -106,8 +95,10 @@ class Engine:
             if stored.card.kind == "features":
                 return None
             model = ServedModel(stored, Session(stored, self._provider, self._threads))
+            model.settle()
             run_started = time.perf_counter()
             model.settle()
+            run_s = time.perf_counter() - run_started
         except (ModelRefused, ConfigurationError) as error:
             self._refuse(error)
             return None
@@ -115,8 +106,8 @@ class Engine:
             log.exception("%s could not be loaded", folder)
             self._refuse(ModelRefused(f"{folder.parent.name}/{folder.name}", f"failed to load: {error}"))
             return None
-        self._admission.learn(SETTLE_SIDE**2, time.perf_counter() - run_started)
-        self._metrics.model_load.labels(model.card.name).set(time.perf_counter() - started)
+        self._admission.learn(model, SETTLE_SIDE**2, run_s)
+        self._metrics.model_load.labels(model.name).set(time.perf_counter() - started)
         labels = model.card.name, str(model.card.version), model.sha256, model.provider
         self._metrics.model_info.labels(*labels).set(1)
         log.info("%s is served on %s", model.card.label, model.provider)

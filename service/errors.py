@@ -3,6 +3,7 @@
 Exception
 ├── ConfigurationError              the process does not start
 ├── ModelRefused                    the process stays unready
+├── ClientGone                      nobody is left to be answered
 └── ServiceError                    an answer
     ├── InvalidImage           400
     ├── MalformedUpload        400
@@ -40,6 +41,10 @@ class ModelRefused(Exception):
 
     def __init__(self, model: str, reason: str) -> None:
         super().__init__(f"{model}: {reason}")
+
+
+class ClientGone(Exception):
+    """The client closed its connection: what it asked for is dropped, and nothing is answered."""
 
 
 class ServiceError(Exception):
