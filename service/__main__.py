@@ -13,11 +13,12 @@ from service.app import create_app
 from service.errors import ConfigurationError, ModelRefused
 from service.models.store import CARD, Card, ModelStore
 from service.routes.pages import WEB
+from service.serving import Server
 from service.settings import Settings
 
 
 def main() -> int:
-    """Serve until told to stop. 2 where the configuration is wrong."""
+    """Serve until told to stop: 0. 1 where the port cannot be had, 2 where the configuration is wrong."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(name)s: %(message)s")
     try:
         settings = Settings.from_env(os.environ)
@@ -25,7 +26,8 @@ def main() -> int:
     except ConfigurationError as error:
         print(f"cannot start: {error}", file=sys.stderr)
         return 2
-    server = uvicorn.Server(uvicorn.Config(app, log_level="info", access_log=False, server_header=False))
+    config = uvicorn.Config(app, http="h11", ws="none", log_level="info", access_log=False, server_header=False)
+    server = Server(config, app.state.engine.drain, settings.drain_delay_s)
     try:
         listener = socket.create_server((settings.host, settings.port), backlog=2048)
     except OSError as error:

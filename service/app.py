@@ -64,7 +64,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.mount("/web", web_files(), name="web")
     app.openapi = lambda: _schema(app)  # type: ignore[method-assign]
     _answer_errors(app, metrics)
-    app.add_middleware(Edge, metrics=metrics)
+    app.add_middleware(Edge, metrics=metrics, closing=lambda: engine.draining)
+    app.state.engine = engine
     return app
 
 

@@ -44,10 +44,13 @@ class Engine:
         self._catalog: Catalog | None = None
         self._refused: list[str] = []
         self._started = time.monotonic()
+        self.draining = False
 
     @property
     def reasons(self) -> Sequence[str]:
         """Why the service is not ready: nothing where it is. One refused model is enough."""
+        if self.draining:
+            return ["the process is draining and will end"]
         if self._catalog is None:
             return ["the models are still loading"]
         return self._refused
@@ -65,6 +68,10 @@ class Engine:
     def not_ready(self) -> NotReady:
         """Loading lasts about as long again as it has lasted: the best guess where nothing else is known."""
         return NotReady(self.reasons, time.monotonic() - self._started)
+
+    def drain(self) -> None:
+        """Be not ready from now on; what is asked is still answered, and every connection closed after it."""
+        self.draining = True
 
     async def load(self) -> None:
         """Verify, load and warm every model, off the event loop. Never raises: what went wrong is in ``reasons``."""

@@ -6,6 +6,7 @@ import logging
 import re
 import secrets
 import time
+from collections.abc import Callable
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
@@ -22,10 +23,11 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
 class Edge:
-    """ASGI middleware, outermost: nothing is answered without it."""
+    """ASGI middleware, outermost: nothing is answered without it. While ``closing`` no connection is kept alive."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, closing: Callable[[], bool]) -> None:
         self._app = app
+        self._closing = closing
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -34,7 +36,7 @@ class Edge:
             return
         started = time.perf_counter()
         method = scope["method"]
-        sent = _Sent(send, _request_id(scope), without_body=method == "HEAD")
+        sent = _Sent(send, _request_id(scope), without_body=method == "HEAD", closing=self._closing)
         inner = {**scope, "method": "GET" if method == "HEAD" else method}
         inner["state"] = {**scope.get("state", {}), "request_id": sent.request_id}
         try:
@@ -54,7 +56,8 @@ class Edge:
 class _Sent:
     """``send`` with our headers on, remembering the status; without the body where HEAD asked."""
 
-    def __init__(self, send: Send, request_id: str, without_body: bool) -> None:
+    def __init__(self, send: Send, request_id: str, without_body: bool, closing: Callable[[], bool]) -> None:
+        self._closing = closing
         self._send = send
         self._without_body = without_body
         self.request_id = request_id
@@ -66,6 +69,8 @@ class _Sent:
             headers = MutableHeaders(scope=message)
             headers["X-Request-ID"] = self.request_id
             headers["X-Content-Type-Options"] = "nosniff"
+            if self._closing():
+                headers["Connection"] = "close"
         elif message["type"] == "http.response.body" and self._without_body:
             message = {**message, "body": b""}
         await self._send(message)

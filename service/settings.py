@@ -51,6 +51,12 @@ class Settings(BaseModel):
     max_wait_ms: float = Field(
         default=0.0, ge=0, le=1000, description="longest that a picture waits for others to share its run, in ms"
     )
+    drain_delay_s: float = Field(
+        default=5.0,
+        ge=0,
+        le=3600,
+        description="after SIGTERM, time in seconds to be seen not ready while still answering",
+    )
     commit: str = Field(
         default="unknown", pattern=r"^[\w.-]{1,64}$", description="the build's commit, for `stylize_build_info`"
     )

@@ -85,7 +85,7 @@ class StoppableRun:
         return self._session.run(images, rows, self._options)
 
     def stop(self) -> None:
-        """End it before its next node (30 ms in, at 1024 x 1024 on two cores); the session lives on."""
+        """End it before its next node; the session lives on."""
         self._options.terminate = True
 
 

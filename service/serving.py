@@ -1,0 +1,77 @@
+"""The HTTP server and its end: nothing that was accepted is lost.
+
+uvicorn on its own stops listening at the first signal, resets connections that nobody has accepted yet, and ends by
+that signal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Callable, Iterator
+
+import uvicorn
+
+log = logging.getLogger(__name__)
+
+LAST_CALL_S = 1.0  # for a connection that was just made to send its request
+INTERRUPT_S = 2  # for what goes on at SIGINT
+
+
+class Server(uvicorn.Server):
+    """Serves until SIGTERM (drain: ``on_drain``, the grace of ``drain_delay_s``, everything accepted is finished) or
+    SIGINT (what goes on has two seconds; a second one ends at once)."""
+
+    def __init__(self, config: uvicorn.Config, on_drain: Callable[[], None], drain_delay_s: float) -> None:
+        super().__init__(config)
+        self._on_drain = on_drain
+        self._drain_delay_s = drain_delay_s
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Unlike uvicorn's, which raises the signals again at the end: the process is to exit with 0."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self.drain)
+        loop.add_signal_handler(signal.SIGINT, self.interrupt)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+    def drain(self) -> None:
+        """Go on answering during the grace, then end."""
+        log.info("draining: not ready from now on, ending in %g s", self._drain_delay_s)
+        self._on_drain()
+        asyncio.get_running_loop().call_later(self._drain_delay_s, self._end)
+
+    def interrupt(self) -> None:
+        """End soon; asked again, at once."""
+        self.force_exit = self.should_exit
+        self.config.timeout_graceful_shutdown = INTERRUPT_S
+        self._on_drain()
+        self._end()
+
+    def _end(self) -> None:
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the door behind whoever is through it, let them ask, and only then hang up on the idle."""
+        for listener in sockets or []:
+            listener.listen(0)  # the kernel takes no more; those that it took are accepted in the next turns
+        await asyncio.sleep(0.05)
+        for server in self.servers:
+            server.close()
+        give_up = asyncio.get_running_loop().time() + LAST_CALL_S
+        while any(_has_not_asked(connection) for connection in self.server_state.connections):
+            if asyncio.get_running_loop().time() > give_up or self.force_exit:
+                break
+            await asyncio.sleep(0.02)
+        await super().shutdown(sockets)
+
+
+def _has_not_asked(connection: object) -> bool:
+    return getattr(connection, "cycle", None) is None
