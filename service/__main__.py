@@ -10,6 +10,7 @@ import sys
 import uvicorn
 
 from service.app import create_app
+from service.engine import Engine
 from service.errors import ConfigurationError, ModelRefused
 from service.models.store import CARD, Card, ModelStore
 from service.routes.pages import WEB
@@ -26,8 +27,9 @@ def main() -> int:
     except ConfigurationError as error:
         print(f"cannot start: {error}", file=sys.stderr)
         return 2
+    engine: Engine = app.state.engine
     config = uvicorn.Config(app, http="h11", ws="none", log_level="info", access_log=False, server_header=False)
-    server = Server(config, app.state.engine.drain, settings.drain_delay_s)
+    server = Server(config, engine.drain, settings.drain_delay_s, engine.reload)
     try:
         listener = socket.create_server((settings.host, settings.port), backlog=2048)
     except OSError as error:

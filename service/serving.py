@@ -11,7 +11,7 @@ import contextlib
 import logging
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 
 import uvicorn
 
@@ -23,10 +23,18 @@ INTERRUPT_S = 2  # for what goes on at SIGINT
 
 class Server(uvicorn.Server):
     """Serves until SIGTERM (drain: ``on_drain``, the grace of ``drain_delay_s``, everything accepted is finished) or
-    SIGINT (what goes on has two seconds; a second one ends at once)."""
+    SIGINT (what goes on has two seconds; a second one ends at once). SIGHUP is ``on_hangup``."""
 
-    def __init__(self, config: uvicorn.Config, on_drain: Callable[[], None], drain_delay_s: float) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        on_drain: Callable[[], None],
+        drain_delay_s: float,
+        on_hangup: Callable[[], Coroutine[None, None, object]],
+    ) -> None:
         super().__init__(config)
+        self._on_hangup = on_hangup
+        self._reloads: set[asyncio.Task[object]] = set()
         self._on_drain = on_drain
         self._drain_delay_s = drain_delay_s
 
@@ -36,10 +44,11 @@ class Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self.drain)
         loop.add_signal_handler(signal.SIGINT, self.interrupt)
+        loop.add_signal_handler(signal.SIGHUP, self.hang_up)
         try:
             yield
         finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 loop.remove_signal_handler(number)
 
     def drain(self) -> None:
@@ -54,6 +63,12 @@ class Server(uvicorn.Server):
         self.config.timeout_graceful_shutdown = INTERRUPT_S
         self._on_drain()
         self._end()
+
+    def hang_up(self) -> None:
+        """As daemons do: read again what there is to serve."""
+        task = asyncio.get_running_loop().create_task(self._on_hangup())
+        self._reloads.add(task)
+        task.add_done_callback(self._reloads.discard)
 
     def _end(self) -> None:
         self.should_exit = True

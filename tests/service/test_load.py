@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx2 as httpx
 import numpy as np
@@ -20,6 +21,7 @@ from service.batching import Admission, Network, Place
 from service.settings import Settings
 from tests.service.live import PATIENCE_S, Live, answer, live, request
 from tests.service.pictures import encoded, gradient, pixels
+from tests.service.toy import VECTORS, write_conditional
 
 SMALL = encoded(gradient(64, 64))
 BIG = encoded(gradient(1600, 1200), "JPEG")  # more than a second of two cores
@@ -146,8 +148,9 @@ def test_sigterm_loses_no_accepted_request() -> None:
 class Load:
     """Clients that ask again and again until nobody listens any more."""
 
-    def __init__(self, address: tuple[str, int]) -> None:
+    def __init__(self, address: tuple[str, int], query: str = "style=kiss") -> None:
         self.address = address
+        self.request = request(SMALL, query)
         self.answered = self.reused = 0
         self.lost: list[str] = []
 
@@ -166,7 +169,7 @@ class Load:
 
     async def _ask(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, keep_alive: bool) -> None:
         for count in range(1_000_000 if keep_alive else 1):
-            writer.write(request(SMALL))
+            writer.write(self.request)
             status, headers, body = await answer(reader)
             assert status == 200
             assert pixels(body).shape == (64, 64, 3)
@@ -189,3 +192,34 @@ def post(service: Live, content: bytes) -> bytes:
     answered = httpx.post(f"{service.url}/stylize?style=kiss", content=content, headers=headers, timeout=PATIENCE_S)
     assert answered.status_code == 200, answered.text
     return answered.content
+
+
+def test_sighup_serves_a_new_style_loses_no_request_and_leaves_a_broken_store_alone(tmp_path: Path) -> None:
+    write_conditional(tmp_path, "toy", {name: VECTORS[name] for name in ("photo", "red")})
+    with live(STYLIZE_MODEL_STORE=str(tmp_path)) as service:
+
+        def styles() -> list[str]:
+            listed = httpx.get(f"{service.url}/styles").json()["styles"]
+            return [style["name"] for style in listed]
+
+        async def scene() -> None:
+            load = Load(service.address, "style=red")
+            clients = [asyncio.create_task(load.client(keep_alive=True)) for _ in range(4)]
+            write_conditional(tmp_path, "toy", {name: VECTORS[name] for name in ("photo", "red", "green")})
+            service.process.send_signal(signal.SIGHUP)
+            async with asyncio.timeout(PATIENCE_S):
+                while await asyncio.to_thread(styles) != ["green", "red"]:
+                    await asyncio.sleep(0.02)
+            (tmp_path / "toy/1/model.onnx").write_bytes(b"spoiled")
+            service.process.send_signal(signal.SIGHUP)
+            before = load.answered
+            async with asyncio.timeout(PATIENCE_S):
+                while load.answered < before + 100:
+                    await asyncio.sleep(0.02)
+            for client in clients:
+                client.cancel()
+            assert load.lost == []
+
+        asyncio.run(scene())
+        assert styles() == ["green", "red"]
+        assert httpx.get(f"{service.url}/readyz").status_code == 200
