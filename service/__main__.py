@@ -14,7 +14,7 @@ from service.engine import Engine
 from service.errors import ConfigurationError, ModelRefused
 from service.models.store import CARD, Card, ModelStore
 from service.routes.pages import WEB
-from service.serving import Server
+from service.serving import MAX_HEAD_BYTES, Connection, Server
 from service.settings import Settings
 
 
@@ -28,7 +28,15 @@ def main() -> int:
         print(f"cannot start: {error}", file=sys.stderr)
         return 2
     engine: Engine = app.state.engine
-    config = uvicorn.Config(app, http="h11", ws="none", log_level="info", access_log=False, server_header=False)
+    config = uvicorn.Config(
+        app,
+        http=Connection,
+        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+        ws="none",
+        log_level="info",
+        access_log=False,
+        server_header=False,
+    )
     server = Server(config, engine.drain, settings.drain_delay_s, engine.reload)
     try:
         listener = socket.create_server((settings.host, settings.port), backlog=2048)

@@ -36,21 +36,41 @@ class Edge:
             return
         started = time.perf_counter()
         method = scope["method"]
-        sent = _Sent(send, _request_id(scope), without_body=method == "HEAD", closing=self._closing)
+        body = _Body(receive, scope)
+        sent = _Sent(
+            send,
+            _request_id(scope),
+            without_body=method == "HEAD",
+            closing=lambda: self._closing() or not body.complete,
+        )
         inner = {**scope, "method": "GET" if method == "HEAD" else method}
         inner["state"] = {**scope.get("state", {}), "request_id": sent.request_id}
         try:
-            await self._app(inner, receive, sent)
+            await self._app(inner, body, sent)
         except Exception:
             log.exception("a bug: request %s, %s %s", sent.request_id, method, scope["path"])
             if sent.status is not None:
                 raise
-            await problem_response(Internal("please report it, with the request_id"), inner)(inner, receive, sent)
+            await problem_response(Internal("please report it, with the request_id"), inner)(inner, body, sent)
         finally:
             route, method = _route(inner), method if method in METHODS else "other"
             code = str(sent.status or 499)  # 499: the client left and was told nothing
             self._metrics.http_requests.labels(route, method, code).inc()
             self._metrics.http_request_duration.labels(route, method).observe(time.perf_counter() - started)
+
+
+class _Body:
+    """``receive``, remembering whether the whole body has come: what was not read would be taken for a request."""
+
+    def __init__(self, receive: Receive, scope: Scope) -> None:
+        headers = Headers(scope=scope)
+        self._receive = receive
+        self.complete = "transfer-encoding" not in headers and headers.get("content-length", "0") == "0"
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        self.complete = self.complete or not message.get("more_body", False)
+        return message
 
 
 class _Sent:

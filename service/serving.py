@@ -13,11 +13,15 @@ import signal
 import socket
 from collections.abc import Callable, Coroutine, Iterator
 
+import h11
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 log = logging.getLogger(__name__)
 
 LAST_CALL_S = 1.0  # for a connection that was just made to send its request
+HEAD_TIMEOUT_S = 10.0  # for a request's head to arrive
+MAX_HEAD_BYTES = 32 * 2**10
 INTERRUPT_S = 2  # for what goes on at SIGINT
 
 
@@ -86,6 +90,42 @@ class Server(uvicorn.Server):
                 break
             await asyncio.sleep(0.02)
         await super().shutdown(sockets)
+
+
+class Connection(H11Protocol):
+    """Unlike uvicorn's, it waits for the head of a request for a bounded time, however slowly the bytes come."""
+
+    _waiting: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._watch_head(begun=True)
+
+    def data_received(self, data: bytes) -> None:
+        """A head is fed in pieces, for h11 measures only what is not complete yet."""
+        while data and not self.transport.is_closing():
+            piece = data[: MAX_HEAD_BYTES // 8] if self.conn.their_state is h11.IDLE else data
+            super().data_received(piece)
+            data = data[len(piece) :]
+        self._watch_head(begun=bool(self.conn.trailing_data[0]))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._watch_head(begun=False)
+
+    def _watch_head(self, begun: bool) -> None:
+        waits = begun and self.conn.their_state is h11.IDLE
+        if self._waiting and not waits:
+            self._waiting.cancel()
+            self._waiting = None
+        elif waits and not self._waiting:
+            self._waiting = self.loop.call_later(HEAD_TIMEOUT_S, self._too_slow)
+
+    def _too_slow(self) -> None:
+        if not self.transport.is_closing():
+            headers = [("Content-Length", "0"), ("Connection", "close")]
+            self.transport.write(self.conn.send(h11.Response(status_code=408, headers=headers)) or b"")
+            self.transport.close()
 
 
 def _has_not_asked(connection: object) -> bool:
