@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import sys
@@ -12,6 +11,7 @@ import uvicorn
 from service.app import create_app
 from service.engine import Engine
 from service.errors import ConfigurationError, ModelRefused
+from service.logs import configure
 from service.models.store import CARD, Card, ModelStore
 from service.routes.pages import WEB
 from service.serving import MAX_HEAD_BYTES, Connection, Server
@@ -20,9 +20,9 @@ from service.settings import Settings
 
 def main() -> int:
     """Serve until told to stop: 0. 1 where the port cannot be had, 2 where the configuration is wrong."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(name)s: %(message)s")
     try:
         settings = Settings.from_env(os.environ)
+        configure(settings.log)
         app = create_app(settings)
     except ConfigurationError as error:
         print(f"cannot start: {error}", file=sys.stderr)
@@ -33,7 +33,7 @@ def main() -> int:
         http=Connection,
         h11_max_incomplete_event_size=MAX_HEAD_BYTES,
         ws="none",
-        log_level="info",
+        log_config=None,
         access_log=False,
         server_header=False,
     )

@@ -68,8 +68,9 @@ class Engine:
         return self._catalog
 
     def not_ready(self) -> NotReady:
-        """Loading lasts about as long again as it has lasted: the best guess where nothing else is known."""
-        return NotReady(self.reasons, time.monotonic() - self._started)
+        """Loading lasts about as long again as it has lasted: the best guess where nothing else is known. Where a
+        process drains, another should answer now."""
+        return NotReady(self.reasons, 0 if self.draining else time.monotonic() - self._started)
 
     def drain(self) -> None:
         """Be not ready from now on; what is asked is still answered, and every connection closed after it."""

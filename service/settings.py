@@ -57,6 +57,9 @@ class Settings(BaseModel):
         le=3600,
         description="after SIGTERM, time in seconds to be seen not ready while still answering",
     )
+    log: Literal["text", "json"] = Field(
+        default="text", description="`json` logs one object a line, one for every request, with its ids"
+    )
     commit: str = Field(
         default="unknown", pattern=r"^[\w.-]{1,64}$", description="the build's commit, for `stylize_build_info`"
     )

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import httpx2 as httpx
 
@@ -43,13 +44,13 @@ class Live:
 
 
 @contextmanager
-def live(**variables: str) -> Iterator[Live]:
+def live(stderr: IO[str] | None = None, **variables: str) -> Iterator[Live]:
     """``python -m service``, ready."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith("STYLIZE_")}
     environ |= {"STYLIZE_PORT": "0", "STYLIZE_PROVIDER": "cpu", "STYLIZE_DRAIN_DELAY_S": "0"} | variables
     command = [sys.executable, "-m", "service"]
     with subprocess.Popen(
-        command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=stderr or subprocess.DEVNULL, text=True
     ) as process:
         assert process.stdout
         try:
