@@ -44,7 +44,7 @@ class Live:
 
 
 @contextmanager
-def live(stderr: IO[str] | None = None, **variables: str) -> Iterator[Live]:
+def live(stderr: IO[str] | None = None, /, **variables: str) -> Iterator[Live]:
     """``python -m service``, ready."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith("STYLIZE_")}
     environ |= {"STYLIZE_PORT": "0", "STYLIZE_PROVIDER": "cpu", "STYLIZE_DRAIN_DELAY_S": "0"} | variables
