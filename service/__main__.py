@@ -7,8 +7,9 @@ import socket
 import sys
 
 import uvicorn
+from starlette.applications import Starlette
 
-from service.app import create_app
+from service.app import create_admin, create_app
 from service.engine import Engine
 from service.errors import ConfigurationError, ModelRefused
 from service.logs import configure
@@ -28,7 +29,20 @@ def main() -> int:
         print(f"cannot start: {error}", file=sys.stderr)
         return 2
     engine: Engine = app.state.engine
-    config = uvicorn.Config(
+    try:
+        listener = socket.create_server((settings.host, settings.port), backlog=2048)
+        admin = _admin(engine, settings.admin_port)
+    except OSError as error:
+        print(f"cannot listen: {error}; set STYLIZE_PORT or STYLIZE_ADMIN_PORT", file=sys.stderr)
+        return 1
+    server = Server(_config(app), engine.drain, settings.drain_delay_s, engine.reload, admin)
+    print(greeting(settings, listener.getsockname()[1]), flush=True)
+    server.run(sockets=[listener])
+    return 0
+
+
+def _config(app: Starlette) -> uvicorn.Config:
+    return uvicorn.Config(
         app,
         http=Connection,
         h11_max_incomplete_event_size=MAX_HEAD_BYTES,
@@ -37,15 +51,13 @@ def main() -> int:
         access_log=False,
         server_header=False,
     )
-    server = Server(config, engine.drain, settings.drain_delay_s, engine.reload)
-    try:
-        listener = socket.create_server((settings.host, settings.port), backlog=2048)
-    except OSError as error:
-        print(f"cannot listen on {settings.host}:{settings.port}: {error}; set STYLIZE_PORT", file=sys.stderr)
-        return 1
-    print(greeting(settings, listener.getsockname()[1]), flush=True)
-    server.run(sockets=[listener])
-    return 0
+
+
+def _admin(engine: Engine, port: int | None) -> tuple[uvicorn.Config, socket.socket] | None:
+    """On loopback alone, and only where a port was given."""
+    if port is None:
+        return None
+    return _config(create_admin(engine)), socket.create_server(("127.0.0.1", port))
 
 
 def greeting(settings: Settings, port: int) -> str:

@@ -10,7 +10,10 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from service import __version__
@@ -67,6 +70,16 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(Edge, metrics=metrics, closing=lambda: engine.draining)
     app.state.engine = engine
     return app
+
+
+def create_admin(engine: Engine) -> Starlette:
+    """For a port that only those who run the service can reach: ``POST /-/reload``."""
+
+    async def reload(request: Request) -> Response:
+        refused = await engine.reload()
+        return JSONResponse({"refused": list(refused)}, status_code=409 if refused else 200)
+
+    return Starlette(routes=[Route("/-/reload", reload, methods=["POST"])])
 
 
 def _schema(app: FastAPI) -> dict[str, Any]:

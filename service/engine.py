@@ -84,19 +84,19 @@ class Engine:
             self._admission.learn(model, SETTLE_SIDE**2, loaded.first_runs_s[model.name])
         self._serve(loaded.models)
 
-    async def reload(self) -> bool:
+    async def reload(self) -> Sequence[str]:
         """Load the store anew while the old models serve, and put all of its models in their place at once.
 
-        False, and the old ones stay, where any was refused. What is in line still runs on what it was admitted for.
+        Where any was refused the old ones stay; gives why. What is in line still runs on what it was admitted for.
         """
         async with self._reloading:
             loaded = await asyncio.to_thread(self._load)
             if loaded.refused:
                 log.error("the store was not reloaded; the models loaded before go on serving")
-                return False
-            self._refused = ()
-            self._serve(loaded.models)
-            return True
+            else:
+                self._refused = ()
+                self._serve(loaded.models)
+            return loaded.refused
 
     def _serve(self, models: list[ServedModel]) -> None:
         self._metrics.model_info.clear()

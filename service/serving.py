@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import signal
 import socket
@@ -35,8 +36,10 @@ class Server(uvicorn.Server):
         on_drain: Callable[[], None],
         drain_delay_s: float,
         on_hangup: Callable[[], Coroutine[None, None, object]],
+        admin: tuple[uvicorn.Config, socket.socket] | None = None,
     ) -> None:
         super().__init__(config)
+        self._admin = admin
         self._on_hangup = on_hangup
         self._reloads: set[asyncio.Task[object]] = set()
         self._on_drain = on_drain
@@ -54,6 +57,16 @@ class Server(uvicorn.Server):
         finally:
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 loop.remove_signal_handler(number)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's, and the admin's app beside it on a socket of its own."""
+        await super().startup(sockets)
+        if self._admin:
+            config, listener = self._admin
+            config.load()
+            loop = asyncio.get_running_loop()
+            protocol = functools.partial(Connection, config, self.server_state, {})
+            self.servers.append(await loop.create_server(protocol, sock=listener))
 
     def drain(self) -> None:
         """Go on answering during the grace, then end."""

@@ -60,6 +60,9 @@ class Settings(BaseModel):
     log: Literal["text", "json"] = Field(
         default="text", description="`json` logs one object a line, one for every request, with its ids"
     )
+    admin_port: int | None = Field(
+        default=None, ge=1, le=65535, description="TCP port of loopback for `POST /-/reload`; none where not set"
+    )
     commit: str = Field(
         default="unknown", pattern=r"^[\w.-]{1,64}$", description="the build's commit, for `stylize_build_info`"
     )

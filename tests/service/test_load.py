@@ -223,3 +223,21 @@ def test_sighup_serves_a_new_style_loses_no_request_and_leaves_a_broken_store_al
         asyncio.run(scene())
         assert styles() == ["green", "red"]
         assert httpx.get(f"{service.url}/readyz").status_code == 200
+
+
+def test_reload_on_the_admin_s_port_says_what_was_refused(tmp_path: Path) -> None:
+    write_conditional(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with live(STYLIZE_MODEL_STORE=str(tmp_path), STYLIZE_ADMIN_PORT=str(port)) as service:
+        reload = f"http://127.0.0.1:{port}/-/reload"
+        write_conditional(tmp_path, "second")
+        answered = httpx.post(reload, timeout=PATIENCE_S)
+        assert (answered.status_code, answered.json()) == (200, {"refused": []})
+        assert httpx.get(f"{service.url}/styles/red").json()["models"] == ["second", "toy"]
+        (tmp_path / "toy/1/model.onnx").write_bytes(b"spoiled")
+        answered = httpx.post(reload, timeout=PATIENCE_S)
+        assert answered.status_code == 409
+        assert "toy/1" in answered.json()["refused"][0]
+        assert httpx.get(f"{service.url}/styles/red").json()["models"] == ["second", "toy"]
+        assert httpx.post(f"{service.url}/-/reload").status_code == 404
