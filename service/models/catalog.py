@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from service.models.session import Provider, Session
+from service.models.session import Provider, Session, StoppableRun
 from service.models.store import StoredModel, StyleEntry
 from service.models.style import Mix, Pixels, Rows, blend, rows_for
 
@@ -16,13 +16,18 @@ class ServedModel:
 
     def __init__(self, stored: StoredModel, session: Session) -> None:
         self.card = stored.card
+        self.name = stored.card.name
         self.sha256 = stored.card.files[stored.card.graph] if stored.card.graph else ""
         self.previews = stored.previews
         self.styles = {style.name: style for style in stored.card.styles}
         self.provider: Provider = session.provider
-        self.run = session.run
         self.settle = session.settle
+        self._session = session
         self._vectors = stored.vectors
+
+    def begin(self) -> StoppableRun:
+        """A run, to be called once with (N, H, W, 3) and (N, D)."""
+        return StoppableRun(self._session)
 
     def rows(self, mix: Mix, strength: float) -> Rows:
         """What to run the network on for a mix: (R, D), R of 0, 1 or 2."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
@@ -14,7 +15,7 @@ from fastapi import APIRouter, Request, Response
 
 from service.batching import Admission
 from service.engine import Engine
-from service.errors import DeadlineExceeded, InvalidFields, Offence, TooManyPixels
+from service.errors import ClientGone, DeadlineExceeded, InvalidFields, Offence, TooManyPixels
 from service.images import Format, Photo, Picture, decode, encode, open_photo
 from service.metrics import Metrics, Stopwatch
 from service.models.catalog import Catalog, ServedModel
@@ -47,8 +48,11 @@ class Stylizer:
         self._metrics = metrics
         self._limits = limits
 
-    async def answer(self, upload: Upload, accept: str | None, watch: Stopwatch) -> Response:
-        """The stylised picture. Raises what api.md's table of errors says."""
+    async def answer(self, upload: Upload, accept: str | None, watch: Stopwatch, give_up: float | None) -> Response:
+        """The stylised picture. ``give_up`` is the deadline by the monotonic clock, if there is one.
+
+        Raises what api.md's table of errors says.
+        """
         catalog = self._engine.catalog
         fields = StylizeFields.read(upload.fields, catalog, upload.offences)
         model = _model_for(fields, catalog)
@@ -57,7 +61,7 @@ class Stylizer:
         format = fields.format or negotiate(accept, photo.format)
         size = self._size(photo, fields.max_side)
         rows = model.rows(fields.style, fields.strength)
-        with self._admission.admit(size[0] * size[1] * max(1, len(rows))) as place:
+        with self._admission.admit(model, size[0] * size[1] * max(1, len(rows)), give_up) as place:
             with watch.time("decode"):
                 picture = await self._in_codec(decode, photo, size)
             outputs = picture.rgb[None]
@@ -65,6 +69,7 @@ class Stylizer:
                 outputs = await self._engine.submit(model, place, picture.rgb, rows, watch)
             with watch.time("encode"):
                 content = await self._in_codec(_developed, model, picture, outputs, fields, format)
+            self._admission.codec.learn(size[0] * size[1], watch.durations_s["decode"] + watch.durations_s["encode"])
         self._count(fields, size, watch)
         headers = {
             "X-Style": str(fields.style),
@@ -77,11 +82,15 @@ class Stylizer:
 
     @asynccontextmanager
     async def within(self, deadline_s: float | None, watch: Stopwatch) -> AsyncIterator[None]:
-        """Bound the block in time. What it was doing is dropped, and it raises DeadlineExceeded."""
+        """Bound the block in time. What it was doing is dropped, and it raises DeadlineExceeded; a ClientGone that
+        passes is counted."""
         deadline = asyncio.timeout(deadline_s)
         try:
             async with deadline:
                 yield
+        except ClientGone:
+            self._metrics.abandoned.labels(watch.stage).inc()
+            raise
         except TimeoutError as error:
             if not deadline.expired():
                 raise
@@ -116,12 +125,40 @@ def stylize_router(stylizer: Stylizer, limits: UploadLimits) -> APIRouter:
     async def stylize(request: Request) -> Response:
         watch = Stopwatch()
         header = [("deadline_ms", value) for value in request.headers.getlist("x-deadline-ms")]
-        async with stylizer.within(_deadline_s(request.query_params.multi_items() + header), watch):
+        deadline_s = _deadline_s(request.query_params.multi_items() + header)
+        give_up = None if deadline_s is None else time.monotonic() + deadline_s
+        async with stylizer.within(deadline_s, watch):
             upload = await read_upload(request, limits)
             upload.fields.extend(header)
-            return await stylizer.answer(upload, request.headers.get("accept"), watch)
+            async with while_connected(request):
+                return await stylizer.answer(upload, request.headers.get("accept"), watch, give_up)
 
     return router
+
+
+@asynccontextmanager
+async def while_connected(request: Request) -> AsyncIterator[None]:
+    """Cancel the block once the client has closed its connection, and raise ClientGone. The body must be read."""
+    task = asyncio.current_task()
+    assert task is not None
+    gone = False
+
+    async def watch() -> None:
+        nonlocal gone
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        gone = True
+        task.cancel()
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield
+    except asyncio.CancelledError:
+        if gone and task.uncancel() == 0:
+            raise ClientGone("before its answer was ready") from None
+        raise
+    finally:
+        watching.cancel()
 
 
 def _deadline_s(fields: list[tuple[str, str]]) -> float | None:

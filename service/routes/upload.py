@@ -11,6 +11,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
 from service.errors import (
+    ClientGone,
     MalformedUpload,
     Offence,
     TooManyBytes,
@@ -47,7 +48,7 @@ class Upload:
 async def read_upload(request: Request, limits: UploadLimits) -> Upload:
     """Read an image and its fields, whichever of the two ways they came.
 
-    Raises UnsupportedMediaType, TooManyBytes, UploadTooSlow or MalformedUpload.
+    Raises UnsupportedMediaType, TooManyBytes, UploadTooSlow, MalformedUpload or ClientGone.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     query = request.query_params.multi_items()
@@ -124,5 +125,5 @@ async def _from_form(form: FormData, query: list[tuple[str, str]]) -> Upload:
 _RECEIVING: Translation = {
     TimeoutError: lambda error: UploadTooSlow("the body did not arrive in time: send a smaller image"),
     MultiPartException: lambda error: MalformedUpload(f"the multipart body cannot be read: {error}"),
-    ClientDisconnect: lambda error: MalformedUpload("the client left before the body was complete"),
+    ClientDisconnect: lambda error: ClientGone("before its upload was complete"),
 }
