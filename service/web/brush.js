@@ -34,9 +34,7 @@ export class Brush {
 
   reset() {
     this.touched = false;
-    this.context.globalCompositeOperation = "source-over";
-    this.context.fillStyle = "black";
-    this.context.fillRect(0, 0, this.canvas.width, this.canvas.height);
+    this.context.clearRect(0, 0, this.canvas.width, this.canvas.height);
     this.at = { x: this.canvas.width / 2, y: this.canvas.height / 2 };
   }
 
@@ -53,11 +51,21 @@ export class Brush {
   }
 
   invert() {
-    this.touched = true;
-    this.context.globalCompositeOperation = "difference";
-    this.context.fillStyle = "white";
-    this.context.fillRect(0, 0, this.canvas.width, this.canvas.height);
+    this.touch("white");
+    this.fill("white", "difference");
     this.changed();
+  }
+
+  /** The first stroke ends the whole picture's turn: the brush begins on black, the eraser on white. */
+  touch(ground) {
+    if (!this.touched) this.fill(ground, "source-over");
+    this.touched = true;
+  }
+
+  fill(colour, operation) {
+    this.context.globalCompositeOperation = operation;
+    this.context.fillStyle = colour;
+    this.context.fillRect(0, 0, this.canvas.width, this.canvas.height);
   }
 
   down(event) {
@@ -78,13 +86,13 @@ export class Brush {
   /** One soft spot. */
   dab(x, y) {
     const value = pressed("erase") ? "0 0 0" : "255 255 255";
+    this.touch(pressed("erase") ? "white" : "black");
     const spot = this.context.createRadialGradient(x, y, this.radius * 0.6, x, y, this.radius);
     spot.addColorStop(0, `rgb(${value})`);
     spot.addColorStop(1, `rgb(${value} / 0)`);
     this.context.globalCompositeOperation = "source-over";
     this.context.fillStyle = spot;
     this.context.fillRect(x - this.radius, y - this.radius, 2 * this.radius, 2 * this.radius);
-    this.touched = true;
   }
 
   key(event) {

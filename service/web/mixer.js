@@ -8,11 +8,12 @@ const FAVOURITE = "starry_night";
 export class Mixer {
   /** `changed()` is called whenever the mix is another. */
   constructor(styles, changed) {
+    styles = styles.toSorted((a, b) => (b.name === FAVOURITE) - (a.name === FAVOURITE));
     this.styles = new Map(styles.map((style) => [style.name, style]));
     this.weights = new Map();
     this.changed = changed;
     $("gallery").replaceChildren(...styles.map((style) => this.card(style)));
-    this.toggle(this.styles.has(FAVOURITE) ? FAVOURITE : styles[0].name, true);
+    this.toggle(styles[0].name, true);
   }
 
   /** As the field `style` has it; "" where nothing is chosen. */
