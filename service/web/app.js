@@ -44,6 +44,7 @@ async function paint(side, signal) {
 }
 
 async function download() {
+  live.stop(); // what comes back is finer than what it would have brought
   $("download").disabled = true;
   say(t("paintingFull"));
   try {
@@ -51,12 +52,14 @@ async function download() {
     const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(blob) });
     link.download = `${style.replace(/[^a-z0-9_]+/g, "-")}.${blob.type.split("/")[1].replace("jpeg", "jpg")}`;
     link.click();
+    show($("result"), blob);
     const { width, height } = await createImageBitmap(blob);
     say(t("saved", { width, height }));
     setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
   } catch (error) {
     failed(error);
   } finally {
+    $("stage").removeAttribute("aria-busy");
     $("download").disabled = false;
   }
 }
