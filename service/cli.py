@@ -15,10 +15,10 @@ from service import __version__
 from service.client import Client, ClientError, Order, Refused, Stylized, Unreachable
 from service.colour import PreserveColor
 from service.errors import ConfigurationError, ModelRefused
-from service.images import FORMATS
+from service.images import FORMATS, Format
 from service.local import Local
 
-SUFFIXES = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".webp": "webp"}
+SUFFIXES: dict[str, Format] = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".webp": "webp"}
 DONE, SOME_FAILED, WRONG_USE, NO_SERVICE = range(4)
 BAR = 24
 

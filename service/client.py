@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import httpx2 as httpx
 
@@ -199,7 +199,7 @@ def _checked(response: httpx.Response) -> httpx.Response:
 
 def _stylized(response: httpx.Response) -> Stylized:
     headers = response.headers
-    format = headers["content-type"].removeprefix("image/")
+    format = cast(Format, headers["content-type"].removeprefix("image/"))
     return Stylized(response.content, format, headers["x-style"], headers["x-model"], headers.get("x-request-id"))
 
 

@@ -29,7 +29,7 @@ def _to_srgb(levels: int = 1 << 14) -> npt.NDArray[np.uint8]:
     """16384 levels: a step in the steepest, darkest part is a fifth of an 8-bit one."""
     linear = np.arange(levels) / (levels - 1)
     encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    return np.rint(255 * encoded).astype(np.uint8)
+    return np.asarray(np.rint(255 * encoded), np.uint8)
 
 
 LINEAR = _to_linear()
@@ -107,9 +107,10 @@ def _moments(colours: Floats) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.f
 
 
 def _mapped(colours: Floats, matrix: Floats, offset: Floats) -> Floats:
-    mapped = colours @ matrix.T + offset
-    luma = mapped @ LUMA
-    return _in_gamut(np.clip(luma, 0, 1), mapped - luma[..., None], 1)
+    mapped: Floats = colours @ matrix.T + offset
+    luma: Floats = mapped @ LUMA
+    within: Floats = np.clip(luma, 0, 1)
+    return _in_gamut(within, mapped - luma[..., None], 1)
 
 
 def _in_gamut(luma: Floats, chroma: Floats, white: float) -> Floats:
@@ -118,7 +119,7 @@ def _in_gamut(luma: Floats, chroma: Floats, white: float) -> Floats:
     tiny = np.float32(1e-6)
     share = np.minimum((white - luma) / np.maximum(highest, tiny), luma / np.maximum(-lowest, tiny))
     kept = luma[..., None] + np.minimum(share, 1)[..., None] * chroma
-    return np.clip(kept, 0, white).astype(np.float32, copy=False)
+    return np.asarray(np.clip(kept, 0, white), np.float32)
 
 
 def _sample(colours: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

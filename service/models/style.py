@@ -71,7 +71,7 @@ def rows_for(vectors: Mapping[str, Vector], mixes: Sequence[Mix], strength: floa
     return np.stack([*(photo + np.float32(strength) * (style - photo) for style in styles), photo])
 
 
-def blend(photo: Pixels, outputs: Sequence[Pixels], strength: float) -> Pixels:
+def blend(photo: Pixels, outputs: Sequence[Pixels] | Pixels, strength: float) -> Pixels:
     """The picture of ``strength`` a from one mix's outputs for ``rows_for(…)``; exact at both ends.
 
     Conditional: y = T(x; s_a) + (1 - a)(x - T(x; s_photo)). Classic: y = x + a (T(x) - x).

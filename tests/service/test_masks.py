@@ -30,7 +30,8 @@ def indexed(indices: np.ndarray) -> bytes:
 
 
 def blended(photo: np.ndarray, painted: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    return photo + (painted.astype(float) - photo) * mask[..., None] / 255
+    mixed: np.ndarray = photo + (painted.astype(float) - photo) * mask[..., None] / 255
+    return mixed
 
 
 @pytest.mark.parametrize("strength", [1, 0.5])

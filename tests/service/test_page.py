@@ -1,6 +1,6 @@
 """The page, used in a real browser (Debian's Chromium, driven by Playwright) against a real server.
 
-Skipped, and counted as skipped, where either is missing: ``apt-get install chromium`` and the extra ``dev``.
+Skipped, and counted as skipped, where there is no Chromium: ``apt-get install chromium``.
 """
 
 import re
@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.service.pictures import encoded, gradient
 from tests.service.test_process import serving, wait_until_ready
 from tests.service.toy import VECTORS, toy_stylized, write_store
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install '.[dev]'")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium, to test the page"),
@@ -45,15 +45,15 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator["playwright.Browser"]:
-    with playwright.sync_playwright() as driver:
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS, timeout=PATIENCE_MS)
         yield browser
         browser.close()
 
 
 @pytest.fixture
-def page(browser: "playwright.Browser", url: str) -> Iterator["playwright.Page"]:
+def page(browser: Browser, url: str) -> Iterator[Page]:
     """The page with its styles there. Whatever it throws, and whatever it loads from elsewhere, fails the test."""
     context = browser.new_context(viewport={"width": 1200, "height": 800}, accept_downloads=True, locale="en-GB")
     page = context.new_page()
@@ -77,26 +77,24 @@ def photo(tmp_path: Path) -> Path:
     return path
 
 
-def only(page: "playwright.Page", style: str) -> None:
+def only(page: Page, style: str) -> None:
     """Choose this style and no other."""
     for card in page.locator(".card").all():
         card.locator("input").set_checked(card.locator("input").input_value() == style, force=True)
 
 
-def said(page: "playwright.Page", text: str | re.Pattern[str]) -> None:
-    playwright.expect(page.locator("#status")).to_contain_text(text, timeout=PATIENCE_MS)
+def said(page: Page, text: str | re.Pattern[str]) -> None:
+    expect(page.locator("#status")).to_contain_text(text, timeout=PATIENCE_MS)
 
 
-def saved(page: "playwright.Page", tmp_path: Path) -> np.ndarray:
+def saved(page: Page, tmp_path: Path) -> np.ndarray:
     with page.expect_download() as download:
         page.get_by_role("button", name="Download full size").click()
     download.value.save_as(tmp_path / "saved.png")
     return np.asarray(Image.open(tmp_path / "saved.png"))
 
 
-def test_a_photo_becomes_a_picture_and_is_saved_at_full_size(
-    page: "playwright.Page", photo: Path, tmp_path: Path
-) -> None:
+def test_a_photo_becomes_a_picture_and_is_saved_at_full_size(page: Page, photo: Path, tmp_path: Path) -> None:
     page.set_input_files("#file", photo)
     only(page, "red")
     said(page, re.compile(r"^Red · "))
@@ -104,7 +102,7 @@ def test_a_photo_becomes_a_picture_and_is_saved_at_full_size(
     said(page, re.compile("600 . 400"))
 
 
-def test_weights_are_percent_and_strength_is_applied(page: "playwright.Page", photo: Path, tmp_path: Path) -> None:
+def test_weights_are_percent_and_strength_is_applied(page: Page, photo: Path, tmp_path: Path) -> None:
     page.set_input_files("#file", photo)
     only(page, "red")
     page.locator(".card [value=green]").check(force=True)
@@ -118,7 +116,7 @@ def test_weights_are_percent_and_strength_is_applied(page: "playwright.Page", ph
     assert np.array_equal(saved(page, tmp_path), PHOTO)
 
 
-def test_colours_are_kept_where_asked(page: "playwright.Page", photo: Path, tmp_path: Path) -> None:
+def test_colours_are_kept_where_asked(page: Page, photo: Path, tmp_path: Path) -> None:
     page.set_input_files("#file", photo)
     only(page, "red")
     page.get_by_label("the photo's", exact=True).check()
@@ -128,7 +126,7 @@ def test_colours_are_kept_where_asked(page: "playwright.Page", photo: Path, tmp_
 
 
 @pytest.mark.parametrize("way", ["pointer", "keyboard"])
-def test_only_what_was_brushed_is_painted(page: "playwright.Page", photo: Path, tmp_path: Path, way: str) -> None:
+def test_only_what_was_brushed_is_painted(page: Page, photo: Path, tmp_path: Path, way: str) -> None:
     page.set_input_files("#file", photo)
     only(page, "red")
     said(page, "Red")
@@ -150,22 +148,22 @@ def test_only_what_was_brushed_is_painted(page: "playwright.Page", photo: Path, 
     assert np.array_equal(saved(page, tmp_path), painted)
 
 
-def test_before_and_after_are_compared_by_the_keyboard(page: "playwright.Page", photo: Path) -> None:
+def test_before_and_after_are_compared_by_the_keyboard(page: Page, photo: Path) -> None:
     page.set_input_files("#file", photo)
     handle = page.get_by_label(re.compile("Before and after"))
     handle.press("End")
     assert page.locator("#stage").evaluate("stage => stage.style.getPropertyValue('--at')") == "100%"
 
 
-def test_it_speaks_chinese_and_remembers(page: "playwright.Page") -> None:
+def test_it_speaks_chinese_and_remembers(page: Page) -> None:
     page.get_by_label("Language").select_option("zh")
-    playwright.expect(page.get_by_text("选择照片")).to_be_visible()
+    expect(page.get_by_text("选择照片")).to_be_visible()
     page.reload()
-    playwright.expect(page.get_by_text("选择照片")).to_be_visible()
+    expect(page.get_by_text("选择照片")).to_be_visible()
     assert page.evaluate("() => document.documentElement.lang") == "zh-Hans"
 
 
-def test_what_goes_wrong_is_said_in_words(page: "playwright.Page", photo: Path, tmp_path: Path) -> None:
+def test_what_goes_wrong_is_said_in_words(page: Page, photo: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("not a photo")
     page.set_input_files("#file", tmp_path / "notes.txt")
     said(page, "not a JPEG")
@@ -184,7 +182,7 @@ def test_what_goes_wrong_is_said_in_words(page: "playwright.Page", photo: Path, 
     said(page, " · ")
 
 
-def test_sliding_leaves_one_request_standing(page: "playwright.Page", photo: Path) -> None:
+def test_sliding_leaves_one_request_standing(page: Page, photo: Path) -> None:
     page.set_input_files("#file", photo)
     said(page, " · ")
     answered: list[int] = []
@@ -205,14 +203,14 @@ def test_sliding_leaves_one_request_standing(page: "playwright.Page", photo: Pat
 
 
 @pytest.mark.parametrize("width", [320, 390, 768])
-def test_it_fits_a_narrow_screen(page: "playwright.Page", photo: Path, width: int) -> None:
+def test_it_fits_a_narrow_screen(page: Page, photo: Path, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 800})
     page.set_input_files("#file", photo)
     said(page, " · ")
     assert page.evaluate("() => document.documentElement.scrollWidth") <= width
 
 
-def test_every_control_has_a_name(page: "playwright.Page", photo: Path) -> None:
+def test_every_control_has_a_name(page: Page, photo: Path) -> None:
     page.set_input_files("#file", photo)
     said(page, " · ")
     nameless = page.evaluate(
