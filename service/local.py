@@ -19,7 +19,7 @@ MAX_SIDE = 2048
 
 
 class Local:
-    """Fills orders as ``service.client.Client`` does. A model is loaded when it is first asked for a style of its own.
+    """Fills orders as ``service.client.Client`` does. Every model of the store is verified and loaded at once.
 
     Raises ModelRefused where the store cannot be trusted, ConfigurationError where ``provider`` is not to be had.
     """
