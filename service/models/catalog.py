@@ -29,13 +29,13 @@ class ServedModel:
         """A run, to be called once with (N, H, W, 3) and (N, D)."""
         return StoppableRun(self._session)
 
-    def rows(self, mix: Mix, strength: float) -> Rows:
-        """What to run the network on for a mix: (R, D), R of 0, 1 or 2."""
-        return rows_for(self._vectors, mix, strength)
+    def rows(self, mixes: Sequence[Mix], strength: float) -> Rows:
+        """What to run the network on for some mixes: (R, D), one row a mix, and the photo's between strengths."""
+        return rows_for(self._vectors, mixes, strength)
 
-    def finish(self, photo: Pixels, outputs: Pixels, strength: float) -> Pixels:
-        """The picture from the outputs (R, H, W, 3) of ``rows``."""
-        return blend(photo, outputs, strength)
+    def finish(self, photo: Pixels, outputs: Pixels, strength: float, mixes: int) -> Iterator[Pixels]:
+        """A picture for each mix, from the outputs (R, H, W, 3) of their ``rows``."""
+        return (blend(photo, [outputs[i], *outputs[mixes:]], strength) for i in range(mixes))
 
 
 @dataclass(frozen=True)

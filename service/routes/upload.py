@@ -20,7 +20,7 @@ from service.errors import (
     UploadTooSlow,
     translating,
 )
-from service.schemas import LATER_FIELDS
+from service.schemas import FILES, LATER_FIELDS, NOT_A_FILE
 
 MULTIPART = "multipart/form-data"
 IMAGE_TYPES = ("image/jpeg", "image/jpg", "image/png", "image/webp")
@@ -43,6 +43,7 @@ class Upload:
     image: bytes
     fields: list[tuple[str, str]]
     offences: list[Offence] = field(default_factory=list)
+    files: dict[str, bytes] = field(default_factory=dict)
 
 
 async def read_upload(request: Request, limits: UploadLimits) -> Upload:
@@ -101,7 +102,7 @@ class _Parser(MultiPartParser):
 
 
 async def _from_form(form: FormData, query: list[tuple[str, str]]) -> Upload:
-    images, fields, offences = [], list(query), []
+    images, fields, offences, files = [], list(query), [], {}
     for name, value in form.multi_items():
         if name in LATER_FIELDS:
             fields.append((name, ""))
@@ -109,8 +110,13 @@ async def _from_form(form: FormData, query: list[tuple[str, str]]) -> Upload:
             images.append(value)
         elif name == IMAGE_FIELD:
             offences.append(Offence(name, "must be sent as a file"))
+        elif name in FILES:
+            if isinstance(value, str) or name in files:
+                offences.append(Offence(name, NOT_A_FILE if isinstance(value, str) else "given more than once"))
+            else:
+                files[name] = await value.read()
         elif not isinstance(value, str):
-            offences.append(Offence(name[:64], f"is a file; only {IMAGE_FIELD!r} may be"))
+            offences.append(Offence(name[:64], f"is a file; only {', '.join((IMAGE_FIELD, *FILES))} may be"))
         elif name == "deadline_ms":
             offences.append(Offence(name, "belongs into the query, or into the header X-Deadline-Ms"))
         else:
@@ -119,7 +125,7 @@ async def _from_form(form: FormData, query: list[tuple[str, str]]) -> Upload:
         offences.append(Offence(IMAGE_FIELD, "required: the photo, as a file" if not images else "more than one"))
     content = await images[0].read() if images else b""
     await form.close()
-    return Upload(content, fields, offences)
+    return Upload(content, fields, offences, files)
 
 
 _RECEIVING: Translation = {

@@ -24,11 +24,21 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service.models": {"service.models", "service.images", "service.errors"},
     "service.batching": {"service.metrics", "service.errors"},
     "service.engine": {"service.batching", "service.models", "service.metrics", "service.errors"},
-    "service.schemas": {"service.models", "service.images", "service.errors"},
+    "service.colour": set(),
+    "service.masks": set(),
+    "service.schemas": {"service.models", "service.images", "service.colour", "service.masks", "service.errors"},
+    "service.painting": {
+        "service.schemas", "service.models", "service.images", "service.colour", "service.masks", "service.errors",
+    },
+    "service.client": {"service.schemas", "service.images", "service.colour", "service.errors"},
+    "service.local": {
+        "service.client", "service.painting", "service.schemas", "service.models", "service.images", "service.errors",
+    },
+    "service.cli": {"service.client", "service.local", "service.images", "service.colour", "service.errors"},
     "service.middleware": {"service.logs", "service.schemas", "service.metrics", "service.errors"},
     "service.routes": {
         "service.routes", "service.engine", "service.schemas", "service.jobs", "service.batching", "service.models",
-        "service.images", "service.metrics", "service.errors",
+        "service.painting", "service.masks", "service.images", "service.metrics", "service.errors",
     },
     "service.jobs": {"service.jobs", "service.metrics", "service.errors"},
     "service.gatys": {"service.gatys", "service.images", "service.jobs.job", "service.errors"},
@@ -38,6 +48,7 @@ ONLY_HERE = {
     "torch": {"service.gatys", "export"},
     "onnxruntime": {"service.models.session", "export"},
     "fastapi": {"service.app", "service.routes"},
+    "httpx2": {"service.client"},
     "PIL": {"service.images", "service.gatys", "export"},
 }
 

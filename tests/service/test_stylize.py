@@ -186,7 +186,6 @@ def test_what_cannot_be_read_is_a_problem(
         ("max_side", "wide"),
         ("format", "gif"),
         ("model", "best"),
-        ("preserve_color", "luminance"),
         ("preserve_color", "purple"),
         ("style_image", "x"),
         ("mask", "x"),
@@ -201,10 +200,10 @@ def test_every_offence_is_named_at_once(client: TestClient) -> None:
     response = client.post(
         "/stylize?strength=2&deadline_ms=soon",
         data={"style": "nobody", "quality": "0", "colour": "x", "format": "png"},
-        files=[("mask", ("m.png", PNG)), ("extra", ("e.png", PNG))],
+        files=[("style_image", ("m.png", PNG)), ("extra", ("e.png", PNG))],
     )
     named = offences(response)
-    assert named.keys() == {"style", "strength", "quality", "colour", "mask", "extra", "image", "deadline_ms"}
+    assert named.keys() == {"style", "strength", "quality", "colour", "style_image", "extra", "image", "deadline_ms"}
 
 
 def test_a_field_given_twice_is_an_offence(client: TestClient) -> None:
