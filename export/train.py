@@ -10,8 +10,9 @@ import dataclasses
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from service.gatys.losses import (
 )
 from service.gatys.vgg import VGG
 
+Losses = Callable[..., tuple[Tensor, Tensor]]
 LOSS_NAMES = ("total", "style", "content", "tv", "spikes", "imitation")
 LOG_EVERY = 50
 CHECKPOINT = "checkpoint.pt"
@@ -245,9 +247,8 @@ class Trainer:
         self.photo_vector: Tensor | None = None  # (D,), learnt when the styles are
         self.history: list[tuple[float, ...]] = []  # step, then LOSS_NAMES: means over LOG_EVERY steps
         self.teacher = None if teacher is None else teacher.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._losses, self._imitation_losses = (
-            torch.compile(losses, dynamic=False) if compiled else losses for losses in (batch_losses, imitation_losses)
-        )
+        compile_: Callable[..., Losses] = partial(torch.compile, dynamic=False) if compiled else lambda losses: losses
+        self._losses, self._imitation_losses = compile_(batch_losses), compile_(imitation_losses)
         folder.mkdir(parents=True, exist_ok=True)
         if self.checkpoint_path.exists():
             self._resume()
