@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: serve test lint check bench clean
+.PHONY: serve test lint check image-test bench clean
 
 serve: $(VENV)/.serve
 	STYLIZE_PORT=$(PORT) $(BIN)/python -m service
@@ -24,6 +24,13 @@ lint: $(VENV)/.develop
 	$(BIN)/mypy
 
 check: lint test
+
+# the tools that build and run images, as commands: docker, podman, or others with the same words
+IMAGE_BUILD ?= docker build
+IMAGE_ENGINE ?= docker
+
+image-test: $(VENV)/.develop
+	IMAGE_BUILD="$(IMAGE_BUILD)" IMAGE_ENGINE="$(IMAGE_ENGINE)" $(BIN)/python -m pytest tests/deploy/test_image.py
 
 bench: $(VENV)/.develop
 	$(BIN)/python -m bench

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 # With glibc's defaults a training step spends most of its time in page faults; they are read when a process starts.
 MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "34359738368"}
@@ -21,7 +22,11 @@ JUDGED_PHOTOS = tuple(
     PHOTOS / f"{name}.jpg" for name in ("astronaut", "gateway_of_india_night", "great_wall", "mariachi")
 )
 SHEET_PHOTOS = (PHOTOS / "neuschwanstein.jpg", PHOTOS / "kingfisher.jpg")
-NETWORKS = {"multistyle": (16, 32, 64), "classic": (32, 64, 128)}
+NETWORKS: dict[str, dict[str, Any]] = {
+    "multistyle": {},
+    "classic": {"widths": (32, 64, 128)},
+    "fast": {"widths": (16, 32), "end_kernel": 5, "shuffle": 2},
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,20 +58,31 @@ def _train(options: argparse.Namespace) -> None:
     from export.train import TrainConfig, Trainer
 
     config = TrainConfig(
-        network=TransformerConfig(NETWORKS[options.network]),
-        conditional=options.network == "multistyle",
+        network=TransformerConfig(**NETWORKS[options.network]),
+        conditional=options.network != "classic",
         seed=options.seed,
     )
     given = {
         key: getattr(options, key)
-        for key in ("steps", "small_steps", "small_side", "side", "batch", "learning_rate", "warmup_steps")
+        for key in (
+            "steps",
+            "small_steps",
+            "small_side",
+            "side",
+            "imitation_steps",
+            "batch",
+            "learning_rate",
+            "warmup_steps",
+        )
     }
     config = dataclasses.replace(config, **{key: value for key, value in given.items() if value is not None})
     paintings = read_paintings(options.manifest, options.paintings, options.styles)
+    names = [painting.name for painting in paintings]
     start = None
     if options.start_from:
-        start = starting_network(options.start_from, [painting.name for painting in paintings])
+        start = starting_network(options.start_from, names)
         config = dataclasses.replace(config, started_from=str(options.start_from))
+    teacher = starting_network(options.teacher, names) if options.teacher else None
     trainer = Trainer(
         config,
         paintings,
@@ -76,6 +92,7 @@ def _train(options: argparse.Namespace) -> None:
         device=_device(options.device),
         compiled=options.compile,
         start=start,
+        teacher=teacher,
     )
     trainer.run(save_every=options.save_every, sheet_photos=[photo for photo in SHEET_PHOTOS if photo.exists()])
 
@@ -188,13 +205,14 @@ def _parser() -> argparse.ArgumentParser:
         "--network",
         choices=tuple(NETWORKS),
         default="multistyle",
-        help="many styles in one network, or Johnson's classic for one",
+        help="many styles in one network, Johnson's classic for one, or the small student of the first",
     )
     train.add_argument("--styles", type=names, help="comma-separated names out of the manifest (all)")
     for option, kind in (
         ("steps", int),
         ("small-steps", int),
         ("small-side", int),
+        ("imitation-steps", int),
         ("side", int),
         ("batch", int),
         ("learning-rate", float),
@@ -204,6 +222,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--start-from", type=Path, help="begin with the weights of another run's folder, or of a published model's"
     )
+    train.add_argument("--teacher", type=Path, help="a published model that --imitation-steps imitate")
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--save-every", type=int, default=500, help="steps between checkpoints")
     train.add_argument("--device", default="auto", help="auto, cpu, cuda")

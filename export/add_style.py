@@ -14,7 +14,7 @@ import torch
 
 from export.data import Painting
 from export.publish import preview_path, preview_picture, style_entry, write_card, write_preview, write_vector
-from export.to_onnx import PixelGraph, load_transformer
+from export.to_onnx import PixelGraph, load_graph
 from export.train import StyledNetwork, TrainConfig, Trainer
 from export.verify import verify
 from service.gatys.losses import TRAINING_STYLE_LAYERS, grams_of, style_losses
@@ -50,7 +50,7 @@ def add_style(
     if painting.name in stored.vectors:
         raise ValueError(f"{stored.card.label} has a style {painting.name} already; choose another --name")
     assert stored.card.graph is not None  # a conditional card has one
-    transformer = load_transformer(model / stored.card.graph)
+    transformer = load_graph(model / stored.card.graph).transformer
     for parameter in transformer.parameters():
         parameter.requires_grad_(False)
     config = replace(config, network=transformer.config)

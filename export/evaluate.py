@@ -7,6 +7,7 @@ evaluations of L-BFGS from the photo reach on the same L. L* is costly and depen
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -129,19 +130,22 @@ class Evaluator:
         os.replace(partial, self.optima_path)
 
     def _objective(self, vgg: VGG, painting: Painting, photo: Tensor) -> Objective:
-        with torch.no_grad():
-            targets = grams_of(
-                vgg(load_picture(painting.path, short_side=PAINTING_SIDE), TRAINING_STYLE_LAYERS), TRAINING_STYLE_LAYERS
-            )
+        targets = _painting_grams(vgg, painting.path, TRAINING_STYLE_LAYERS)
         return Objective(vgg, photo, targets, content_layer=TRAINING_CONTENT_LAYER, content_weight=0.1, tv_weight=0.03)
 
     def _held_out(self, painting: Painting) -> Callable[[Tensor], float]:
-        @torch.no_grad()
-        def grams(picture: Tensor) -> dict[str, Tensor]:
-            return grams_of(self.vgg(picture, GATYS_STYLE_LAYERS), GATYS_STYLE_LAYERS)
+        targets = _painting_grams(self.vgg, painting.path, GATYS_STYLE_LAYERS)
+        return lambda picture: float(style_losses(_grams(self.vgg, picture, GATYS_STYLE_LAYERS), targets)[0])
 
-        targets = grams(load_picture(painting.path, short_side=PAINTING_SIDE))
-        return lambda picture: float(style_losses(grams(picture), targets)[0])
+
+@functools.cache
+def _painting_grams(vgg: VGG, painting: Path, layers: tuple[str, ...]) -> dict[str, Tensor]:
+    return _grams(vgg, load_picture(painting, short_side=PAINTING_SIDE), layers)
+
+
+@torch.no_grad()
+def _grams(vgg: VGG, picture: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:
+    return grams_of(vgg(picture, layers), layers)
 
 
 def store_stylizer(folder: Path) -> Stylize:

@@ -165,7 +165,10 @@ def checksums(folder: Path) -> dict[str, str]:
 
 
 def training_record(run: Run) -> dict[str, Any]:
-    """What the card says of the run: its configuration, the steps done and the losses reached."""
+    """What the card says of the run: its configuration, the steps done, the losses reached, and the same of the
+    published model that it began from."""
     reached = dict(zip(LOSS_NAMES, run.history[-1][1:], strict=True)) if run.history else {}
     losses = {name: round(value, 4) for name, value in reached.items() if np.isfinite(value)}
-    return {"configuration": run.config, "steps": run.step, "losses": losses}
+    record = {"configuration": run.config, "steps": run.step, "losses": losses}
+    source = Path(run.config.get("started_from", "")) / CARD
+    return record | ({"before": Card.model_validate_json(source.read_bytes()).training} if source.exists() else {})

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from export.networks.transformer import Transformer
-from export.to_onnx import load_transformer
+from export.to_onnx import load_graph
 from export.train import Run, StyledNetwork
 from service.models.store import CARD, ModelStore
 
@@ -17,11 +17,9 @@ from service.models.store import CARD, ModelStore
 def starting_network(source: Path, styles: Sequence[str]) -> StyledNetwork:
     """The network of a run's folder or of <store>/<model>/<version>; a style that it lacks begins as its average.
 
-    Raises ValueError where the source has no style vectors, or was not made by this pipeline.
+    Raises ValueError where the source was not made by this pipeline.
     """
     transformer, vectors = _published(source) if (source / CARD).exists() else _trained(source)
-    if not vectors:
-        raise ValueError(f"{source} has no style vectors to begin with")
     average = torch.stack(list(vectors.values())).mean(0)
     return StyledNetwork(transformer, torch.stack([vectors.get(style, average) for style in styles]))
 
@@ -35,5 +33,8 @@ def _published(folder: Path) -> tuple[Transformer, dict[str, Tensor]]:
     stored = ModelStore(folder.parent.parent).load(folder)
     if stored.card.graph is None:
         raise ValueError(f"{stored.card.label} has no network")
-    vectors = {style.name: stored.vectors[style.name] for style in stored.card.styles if style.vector}
-    return load_transformer(folder / stored.card.graph), {n: torch.from_numpy(v) for n, v in vectors.items()}
+    graph = load_graph(folder / stored.card.graph)
+    if graph.vector is not None:  # a classic network's one style
+        return graph.transformer, {stored.card.styles[0].name: graph.vector.data}
+    names = [style.name for style in stored.card.styles]
+    return graph.transformer, {name: torch.from_numpy(stored.vectors[name]) for name in names}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import warnings
 from pathlib import Path
 
@@ -80,29 +81,29 @@ def export_graph(graph: PixelGraph, path: Path) -> None:
     onnx.checker.check_model(onnx.load(path), full_check=True)
 
 
-def load_transformer(path: Path) -> Transformer:
-    """The network inside a graph that `export_graph` wrote: the store's models are their own checkpoints.
+def load_graph(path: Path) -> PixelGraph:
+    """What `export_graph` wrote, in torch again: the store's models are their own checkpoints.
 
     Raises ValueError for a graph from elsewhere.
     """
-    initializers = {tensor.name: tensor for tensor in onnx.load(path).graph.initializer}
-    prefix = "transformer."
-    weights = {
-        name.removeprefix(prefix): torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy())
-        for name, tensor in initializers.items()
-        if name.startswith(prefix)
+    initializers = {
+        tensor.name: torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy())
+        for tensor in onnx.load(path).graph.initializer
     }
-    for index in range(2):
-        if (name := f"up.{index}.convolution.weight") in weights:
-            weights[name] = upconv_weight(weights[name])
-            bias = f"up.{index}.convolution.bias"
+    prefix = "transformer."
+    weights = {name.removeprefix(prefix): value for name, value in initializers.items() if name.startswith(prefix)}
+    kernels = {name: value for name, value in weights.items() if name.endswith(".weight")}
+    for name, kernel in kernels.items():
+        if name.startswith("up."):
+            weights[name] = upconv_weight(kernel)
+            bias = name.replace(".weight", ".bias")
             weights[bias] = weights[bias][::4].clone()
     try:
-        first, second, third = (weights[f"down.{index}.convolution.weight"] for index in range(3))
-        blocks = sum(name.startswith("residual.") and name.endswith("weight") for name in weights) // 2
-        config = TransformerConfig((len(first), len(second), len(third)), blocks, first.shape[-1])
-        transformer = Transformer(config)
+        down = [kernel for name, kernel in sorted(kernels.items()) if name.startswith("down.")]
+        blocks = sum(name.startswith("residual.") for name in kernels) // 2
+        shuffle = math.isqrt(down[0].shape[1] // 3)
+        transformer = Transformer(TransformerConfig(tuple(map(len, down)), blocks, down[0].shape[-1], shuffle))
         transformer.load_state_dict(weights)
-    except (KeyError, RuntimeError) as error:
+    except (IndexError, RuntimeError, ValueError) as error:
         raise ValueError(f"{path} was not exported by this pipeline: {error}") from error
-    return transformer
+    return PixelGraph(transformer, initializers.get("vector"))

@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ from service.gatys.losses import (
 )
 from service.gatys.vgg import VGG
 
-LOSS_NAMES = ("total", "style", "content", "tv", "spikes")
+Losses = Callable[..., tuple[Tensor, Tensor]]
+LOSS_NAMES = ("total", "style", "content", "tv", "spikes", "imitation")
 LOG_EVERY = 50
 CHECKPOINT = "checkpoint.pt"
 PHOTO_RATE = 1e-2
@@ -43,13 +45,15 @@ PIXEL_WEIGHT = 100.0  # of the mean squared error of pixels in 0-1, beside a con
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of the dimensionless losses, of what leaves the range 0-1, and of spikes before the norms."""
+    """Weights of the dimensionless losses, of what leaves the range 0-1, of spikes before the norms, and of the
+    difference from a teacher's pictures."""
 
     style: float = 10.0
     content: float = 1.0
     tv: float = 0.3
     overshoot: float = 30.0
     spikes: float = 3.0
+    imitation: float = 10.0
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ class TrainConfig:
     started_from: str = ""  # where the first weights came from, when not from chance
     steps: int = 16_000
     small_steps: int = 4_000
+    imitation_steps: int = 0  # the very first ones: a teacher's pictures are the target, and VGG is not needed
     small_side: int = 160
     side: int = 240
     border: int = 16  # thrown away before the loss: VGG's zero padding would teach the network dirty borders
@@ -134,7 +139,7 @@ def batch_losses(
     targets: Mapping[str, Tensor],
     border: int,
 ) -> tuple[Tensor, Tensor]:
-    """The loss to minimise, and the unweighted losses: (4,) style, content, tv, spikes."""
+    """The loss to minimise, and the unweighted losses after the total: (5,), NaN for the imitation."""
     inside = photos[..., border:-border, border:-border]
     with torch.no_grad():
         content_target = vgg(inside, (TRAINING_CONTENT_LAYER,))[TRAINING_CONTENT_LAYER]
@@ -148,7 +153,28 @@ def batch_losses(
     spikes = torch.stack(norms).sum()
     total = weights.style * style + weights.content * content + weights.tv * tv
     total = total + weights.overshoot * overshoot(stylised).mean() + weights.spikes * spikes
-    return total, torch.stack([style, content, tv, spikes]).detach()
+    return total, torch.stack([style, content, tv, spikes, spikes.new_tensor(math.nan)]).detach()
+
+
+def imitation_losses(
+    network: StyledNetwork,
+    teacher: StyledNetwork,
+    weights: LossWeights,
+    photos: Tensor,
+    slots: Tensor,
+    *,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """As `batch_losses`, with the mean difference from the teacher's pictures (0-1) as the only goal."""
+    norms: list[Tensor] = []
+    with torch.autocast(photos.device.type, dtype, enabled=dtype == torch.bfloat16):
+        with torch.no_grad():
+            wanted = teacher(photos, slots)
+        stylised = network(photos, slots, norms)
+    imitation, spikes = (stylised - wanted).abs().mean(), torch.stack(norms).sum()
+    missing = spikes.new_tensor(math.nan)
+    total = weights.imitation * imitation + weights.spikes * spikes
+    return total, torch.stack([missing, missing, missing, spikes, imitation]).detach()
 
 
 def learn_photo_vector(network: StyledNetwork, photos: Photos, vgg: VGG, config: TrainConfig) -> Tensor:
@@ -191,12 +217,16 @@ class Trainer:
         dtype: torch.dtype = torch.bfloat16,
         compiled: bool = False,
         start: StyledNetwork | None = None,
+        teacher: StyledNetwork | None = None,
     ) -> None:
         """Begins a run, or goes on with the one that `folder` holds. `start` begins from another network's weights;
-        those of its parameters that do not require a gradient stay as they are.
+        those of its parameters that do not require a gradient stay as they are. `teacher`, with the same slots, is
+        whom the imitation steps imitate.
 
         Raises ValueError where the folder's run was begun with other options.
         """
+        if config.imitation_steps and teacher is None:
+            raise ValueError("imitation needs a teacher: a published model with the same styles")
         if not config.conditional and len(paintings) != 1:
             raise ValueError(f"a classic network learns one style, not {len(paintings)}; choose one with --styles")
         torch.manual_seed(config.seed)
@@ -216,9 +246,9 @@ class Trainer:
         self.step = 0
         self.photo_vector: Tensor | None = None  # (D,), learnt when the styles are
         self.history: list[tuple[float, ...]] = []  # step, then LOSS_NAMES: means over LOG_EVERY steps
-        self._losses: Callable[..., tuple[Tensor, Tensor]] = (
-            torch.compile(batch_losses, dynamic=False) if compiled else batch_losses
-        )
+        self.teacher = None if teacher is None else teacher.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        compile_: Callable[..., Losses] = partial(torch.compile, dynamic=False) if compiled else lambda losses: losses
+        self._losses, self._imitation_losses = compile_(batch_losses), compile_(imitation_losses)
         folder.mkdir(parents=True, exist_ok=True)
         if self.checkpoint_path.exists():
             self._resume()
@@ -304,10 +334,14 @@ class Trainer:
         photos = photos.to(self.device, memory_format=torch.channels_last)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.rate(self.step) * group["ratio"]
-        targets = self.targets.of(slots)
-        total, parts = self._losses(
-            self.network, self.vgg, self.config.weights, photos, slots, targets, self.config.border
-        )
+        weights = self.config.weights
+        if self.step < self.config.imitation_steps:
+            total, parts = self._imitation_losses(
+                self.network, self.teacher, weights, photos, slots, dtype=self.vgg.dtype
+            )
+        else:
+            targets = self.targets.of(slots)
+            total, parts = self._losses(self.network, self.vgg, weights, photos, slots, targets, self.config.border)
         self.optimizer.zero_grad()
         total.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)

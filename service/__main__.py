@@ -2,38 +2,62 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import sys
 
 import uvicorn
+from starlette.applications import Starlette
 
-from service.app import create_app
+from service.app import create_admin, create_app
+from service.engine import Engine
 from service.errors import ConfigurationError, ModelRefused
+from service.logs import configure
 from service.models.store import CARD, Card, ModelStore
 from service.routes.pages import WEB
+from service.serving import MAX_HEAD_BYTES, Connection, Server
 from service.settings import Settings
 
 
 def main() -> int:
-    """Serve until told to stop. 2 where the configuration is wrong."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(name)s: %(message)s")
+    """Serve until told to stop: 0. 1 where the port cannot be had, 2 where the configuration is wrong."""
     try:
         settings = Settings.from_env(os.environ)
+        configure(settings.log)
         app = create_app(settings)
     except ConfigurationError as error:
         print(f"cannot start: {error}", file=sys.stderr)
         return 2
-    server = uvicorn.Server(uvicorn.Config(app, log_level="info", access_log=False, server_header=False))
+    engine: Engine = app.state.engine
     try:
         listener = socket.create_server((settings.host, settings.port), backlog=2048)
+        admin = _admin(engine, settings.admin_port)
     except OSError as error:
-        print(f"cannot listen on {settings.host}:{settings.port}: {error}; set STYLIZE_PORT", file=sys.stderr)
+        print(f"cannot listen: {error}; set STYLIZE_PORT or STYLIZE_ADMIN_PORT", file=sys.stderr)
         return 1
+    server = Server(_config(app), engine.drain, settings.drain_delay_s, engine.reload, admin)
     print(greeting(settings, listener.getsockname()[1]), flush=True)
     server.run(sockets=[listener])
     return 0
+
+
+def _config(app: Starlette) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=Connection,
+        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+    )
+
+
+def _admin(engine: Engine, port: int | None) -> tuple[uvicorn.Config, socket.socket] | None:
+    """On loopback alone, and only where a port was given."""
+    if port is None:
+        return None
+    return _config(create_admin(engine)), socket.create_server(("127.0.0.1", port))
 
 
 def greeting(settings: Settings, port: int) -> str:

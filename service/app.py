@@ -10,12 +10,16 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from service import __version__
-from service.batching import Admission
+from service.batching import Admission, Batcher
 from service.engine import Engine
-from service.errors import Internal, MethodNotAllowed, NotFound, ServiceError
+from service.errors import ClientGone, Internal, MethodNotAllowed, NotFound, ServiceError
 from service.metrics import Metrics
 from service.middleware import Edge, problem_response
 from service.models.session import check_provider, cpu_quota
@@ -42,7 +46,8 @@ def create_app(settings: Settings) -> FastAPI:
     codec = ThreadPoolExecutor(threads, "codec")
     admission = Admission(settings.max_queue_pixels, metrics)
     store = ModelStore(settings.model_store)
-    engine = Engine(store, settings.provider, threads, admission, inference, metrics)
+    batcher = Batcher(admission, inference, metrics, settings.max_batch_pixels, settings.max_wait_ms)
+    engine = Engine(store, settings.provider, threads, admission, batcher, inference, metrics)
     pictures = PictureLimits(settings.max_pixels, settings.max_side)
     stylizer = Stylizer(engine, admission, codec, metrics, pictures)
 
@@ -62,8 +67,19 @@ def create_app(settings: Settings) -> FastAPI:
     app.mount("/web", web_files(), name="web")
     app.openapi = lambda: _schema(app)  # type: ignore[method-assign]
     _answer_errors(app, metrics)
-    app.add_middleware(Edge, metrics=metrics)
+    app.add_middleware(Edge, metrics=metrics, closing=lambda: engine.draining)
+    app.state.engine = engine
     return app
+
+
+def create_admin(engine: Engine) -> Starlette:
+    """For a port that only those who run the service can reach: ``POST /-/reload``."""
+
+    async def reload(request: Request) -> Response:
+        refused = await engine.reload()
+        return JSONResponse({"refused": list(refused)}, status_code=409 if refused else 200)
+
+    return Starlette(routes=[Route("/-/reload", reload, methods=["POST"])])
 
 
 def _schema(app: FastAPI) -> dict[str, Any]:
@@ -82,9 +98,20 @@ def _answer_errors(app: FastAPI, metrics: Metrics) -> None:
             metrics.rejected.labels(error.code).inc()
         return problem_response(error, request.scope)
 
+    @app.exception_handler(ClientGone)
+    async def on_client_gone(request: Request, error: ClientGone) -> Response:
+        return _Silence()
+
     @app.exception_handler(HTTPException)
     async def on_http_exception(request: Request, error: HTTPException) -> Response:
         return problem_response(_ours(request, error), request.scope)
+
+
+class _Silence(Response):
+    """Nothing is sent."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        return
 
 
 def _ours(request: Request, error: HTTPException) -> ServiceError:

@@ -1,16 +1,19 @@
-"""Work waits here for its network: bounded by pixels, first come first served, one run at a time.
+"""Work waits here for its network: bounded by pixels, batched by shape, first come first served, one run at a time.
 
-One picture a run for now: the batcher proper takes this module's place behind ``Admission.admit`` and
-``Batcher.submit``.
+Pictures of one shape share a run whatever their styles, and come out with the very bits they have alone. They are
+never padded to a common shape: instance norm would see the padding.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Hashable, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,17 +21,78 @@ import numpy.typing as npt
 from service.errors import Saturated
 from service.metrics import Metrics, Stopwatch
 
+log = logging.getLogger(__name__)
+
 IDLE_S = 0.25  # longer than a client takes from one request to the next
 
-Run = Callable[[npt.NDArray[np.uint8], npt.NDArray[np.float32]], npt.NDArray[np.uint8]]
-"""(images (N, H, W, 3), rows (N, D)) -> images (N, H, W, 3); blocks."""
+Images = npt.NDArray[np.uint8]  # (N, H, W, 3) sRGB
+Rows = npt.NDArray[np.float32]  # (N, D)
+
+
+class Run(Protocol):
+    """One run of a network, not yet begun. Blocks; raises where it fails or was stopped."""
+
+    def __call__(self, images: Images, rows: Rows) -> Images: ...
+
+    def stop(self) -> None:
+        """End it early; from any thread, at any time."""
+
+
+class Network(Protocol):
+    """What work waits for. ``settle`` is called, where runs are, once nothing has run for a while."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def provider(self) -> str: ...
+
+    def begin(self) -> Run: ...
+
+    def settle(self) -> None: ...
+
+
+class Latency:
+    """How long a run of x megapixels takes: a x + b seconds, learnt from the runs lately.
+
+    Least squares of t/x = a + b/x, so that small pictures count as much as large ones; neither term can be negative.
+    While all pictures have one size nothing tells a from b, and b stays as it was.
+    """
+
+    MEMORY = 0.95  # of a run's weight is left after the next: half of it after 14
+    SMALLEST = 4096  # pixels; below it there is only the constant, and 1/x would drown everything else
+    OUTLIER = 4.0  # a run counts as at most so many times as long as expected: a hiccup must not be believed
+
+    def __init__(self) -> None:
+        self._a = self._b = 0.0
+        self._weight = 0.0
+        self._sums = np.zeros(4)  # of 1/x, t/x, (1/x)^2 and (1/x)(t/x)
+
+    def predict(self, pixels: int) -> float:
+        """Seconds; 0 before anything was learnt."""
+        return self._a * max(pixels, self.SMALLEST) / 1e6 + self._b
+
+    def learn(self, pixels: int, duration_s: float) -> None:
+        if self._weight > 2:
+            duration_s = min(duration_s, self.OUTLIER * self.predict(pixels))
+        u = 1e6 / max(pixels, self.SMALLEST)
+        r = duration_s * u
+        self._weight = self.MEMORY * self._weight + 1
+        self._sums = self.MEMORY * self._sums + (u, r, u * u, u * r)
+        mean_u, mean_r, mean_uu, mean_ur = (float(value) for value in self._sums / self._weight)
+        variance = mean_uu - mean_u**2
+        if variance > 1e-3 * mean_u**2:
+            self._b = (mean_ur - mean_u * mean_r) / variance
+        self._b = min(max(self._b, 0.0), mean_r / mean_u)
+        self._a = mean_r - self._b * mean_u
 
 
 class Place:
-    """A picture's claim on the queue: its pixels count as waiting until its run starts or it leaves."""
+    """A picture's claim on the queue: it counts as waiting until its run starts or it leaves."""
 
-    def __init__(self, admission: Admission, pixels: int) -> None:
+    def __init__(self, admission: Admission, pixels: int, expected_s: float) -> None:
         self.pixels = pixels
+        self.expected_s = expected_s
         self._admission = admission
         self._waiting = True
 
@@ -37,96 +101,259 @@ class Place:
         if self._waiting:
             self._waiting = False
             self._admission.waiting_pixels -= self.pixels
+            self._admission.waiting_s -= self.expected_s
 
 
 class Admission:
-    """The bound on waiting work, in pixels, over all models. To be used from the event loop alone, hence exact.
-
-    ``turn`` is whose run it is: a run takes every core, so there is one at a time, over all models. It is fair: first
-    come, first served; a waiter that is cancelled leaves the line.
-    """
+    """The bound on waiting work, in pixels, over all models. To be used from the event loop alone, hence exact."""
 
     def __init__(self, max_pixels: int, metrics: Metrics) -> None:
         self._max_pixels = max_pixels
         self._metrics = metrics
-        self.turn = asyncio.Lock()
+        metrics.capacity.set(max_pixels)
+        self._runs: dict[tuple[str, str], Latency] = {}
+        self._busy_until = 0.0
+        self.codec = Latency()  # decoding and encoding, by the pixels of the result
         self.waiting_pixels = 0
-        self.seconds_per_pixel = 0.0  # of the runs lately; 0 until there was one
+        self.waiting_s = 0.0  # what the waiting is expected to run for, one by one
 
     @contextmanager
-    def admit(self, pixels: int) -> Iterator[Place]:
-        """Take a place for ``pixels`` (every row counted). Raises Saturated where they do not fit."""
-        excess = self.waiting_pixels + pixels - self._max_pixels
-        if excess > 0:
-            wait_s = excess * self.seconds_per_pixel
-            raise Saturated(f"too much work is waiting; there should be room in {wait_s:.0f} s", wait_s)
+    def admit(self, network: Network, pixels: int, give_up: float | None = None) -> Iterator[Place]:
+        """Take a place for ``pixels`` (every row counted). ``give_up`` is the deadline by the monotonic clock, if any.
+
+        Raises Saturated where they do not fit, or cannot be done in time.
+        """
+        expected_s = self.expected_s(network, pixels)
+        self._check_room(pixels)
+        if give_up is not None:
+            self._check_time(expected_s + self.codec.predict(pixels), give_up - time.monotonic())
         self.waiting_pixels += pixels
-        place = Place(self, pixels)
+        self.waiting_s += expected_s
+        place = Place(self, pixels, expected_s)
         try:
             with self._metrics.in_flight.track_inprogress():
                 yield place
         finally:
             place.leave_queue()
 
-    def learn(self, pixels: int, duration_s: float) -> None:
-        """A run of ``pixels`` took ``duration_s``; the moving average forgets half in about five runs."""
-        rate = duration_s / pixels
-        self.seconds_per_pixel += (0.13 if self.seconds_per_pixel else 1.0) * (rate - self.seconds_per_pixel)
+    def expected_s(self, network: Network, pixels: int) -> float:
+        """How long a run is expected to take, in seconds."""
+        return self._latency(network).predict(pixels)
+
+    def learn(self, network: Network, pixels: int, duration_s: float) -> None:
+        """A run took so long. Its pixels are those of every row."""
+        self._latency(network).learn(pixels, duration_s)
+
+    def occupy(self, duration_s: float) -> None:
+        """A run starts that is expected to last so long; 0 where it has ended."""
+        self._busy_until = time.monotonic() + duration_s
+
+    def _check_room(self, pixels: int) -> None:
+        excess = self.waiting_pixels + pixels - self._max_pixels
+        if excess > 0:
+            share = min(1.0, excess / self.waiting_pixels) if self.waiting_pixels else 0.0
+            wait_s = self._busy_s() + share * self.waiting_s
+            raise Saturated(f"too much work is waiting; there should be room in {wait_s:.1f} s", wait_s)
+
+    def _check_time(self, own_s: float, left_s: float) -> None:
+        """An idle service tries whatever it expects: a run is how it learns that it was wrong."""
+        ahead_s = self._busy_s() + self.waiting_s
+        if ahead_s > 0 and ahead_s + own_s > left_s:
+            raise Saturated(
+                f"the deadline cannot be met: {left_s:.1f} s are left, {ahead_s:.1f} s of work are ahead and the "
+                f"picture takes {own_s:.1f} s; allow for more time or come back later",
+                min(ahead_s, ahead_s + own_s - left_s),
+            )
+
+    def _busy_s(self) -> float:
+        return max(0.0, self._busy_until - time.monotonic())
+
+    def _latency(self, network: Network) -> Latency:
+        return self._runs.setdefault((network.name, network.provider), Latency())
+
+
+@dataclass(eq=False)
+class _Item:
+    """A picture in line. Its result is cancelled where nobody wants it any more."""
+
+    network: Network
+    place: Place
+    image: Images  # (H, W, 3)
+    rows: Rows  # (R, D)
+    watch: Stopwatch
+    result: asyncio.Future[Images]
+    arrived: float = field(default_factory=time.perf_counter)
+
+    @property
+    def key(self) -> Hashable:
+        """Equal keys may share a run."""
+        return self.network, self.image.shape
+
+    def start(self) -> None:
+        """Its run begins: no longer in the queue."""
+        self.place.leave_queue()
+        self.watch.enter("infer")
 
 
 class Batcher:
-    """One network's queue. ``executor`` is where it runs, and where ``settle`` does once it has been idle a while."""
+    """The queue of every network. ``executor`` is where they run, and ``settle`` once nothing has run for a while.
+
+    A batch has at most ``max_pixels``, every row counted; a picture beyond that runs alone. The oldest picture in line
+    goes next, after ``max_wait_ms`` at most for others to join it; at 0 a batch is what came during the run before.
+    """
 
     def __init__(
-        self,
-        model: str,
-        provider: str,
-        run: Run,
-        settle: Callable[[], None],
-        admission: Admission,
-        executor: Executor,
-        metrics: Metrics,
+        self, admission: Admission, executor: Executor, metrics: Metrics, max_pixels: int, max_wait_ms: float
     ) -> None:
-        self._run = run
-        self._settle = settle
-        self._settling: asyncio.TimerHandle | None = None
         self._admission = admission
         self._executor = executor
-        self._depth = metrics.queue_depth.labels(model)
-        self._rows = metrics.batch_size.labels(model)
-        self._duration = metrics.inference_duration.labels(model, provider)
+        self._metrics = metrics
+        self._max_pixels = max_pixels
+        self._max_wait_s = max_wait_ms / 1000
+        self._lines: dict[Hashable, list[_Item]] = {}  # never empty ones; each in the order of arrival
+        self._arrival = asyncio.Event()
+        self._batch: list[_Item] = []  # what runs now
+        self._run: Run | None = None
+        self._worker: asyncio.Task[None] | None = None
+        self._unsettled: set[Network] = set()
+        self._settling: asyncio.TimerHandle | None = None
 
-    async def submit(
-        self, place: Place, image: npt.NDArray[np.uint8], rows: npt.NDArray[np.float32], watch: Stopwatch
-    ) -> npt.NDArray[np.uint8]:
-        """Run the network on ``image`` (H, W, 3) once for each of ``rows`` (R, D); gives (R, H, W, 3).
+    async def submit(self, network: Network, place: Place, image: Images, rows: Rows, watch: Stopwatch) -> Images:
+        """Run ``network`` on ``image`` (H, W, 3) once for each of ``rows`` (R, D); gives (R, H, W, 3).
 
-        Cancelled while it waits, it leaves the queue; cancelled while it runs, the run still keeps the next one
-        waiting until it has ended. Raises whatever ``run`` raises.
+        Cancelled while it waits, it leaves the queue; while it runs, the run is stopped once nobody wants any of it.
+        Raises whatever the run raises on this picture alone.
         """
-        with watch.time("queue"), self._depth.track_inprogress():
-            await self._admission.turn.acquire()
-        place.leave_queue()
+        item = _Item(network, place, image, rows, watch, asyncio.get_running_loop().create_future())
+        watch.enter("queue")
+        self._join(item)
+        try:
+            return await item.result
+        finally:
+            watch.leave()
+            if not item.result.done() or item.result.cancelled():
+                item.result.cancel()
+                self._leave(item)
+
+    def _join(self, item: _Item) -> None:
+        self._lines.setdefault(item.key, []).append(item)
+        with _never_fatal():
+            self._metrics.queue_depth.labels(item.network.name).inc()
+        self._arrival.set()
         if self._settling:
             self._settling.cancel()
-        with watch.time("infer"):
-            running = asyncio.get_running_loop().run_in_executor(self._executor, self._timed, image, rows)
-            running.add_done_callback(self._ended)
-            return await asyncio.shield(running)
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.create_task(self._work())
 
-    def _timed(self, image: npt.NDArray[np.uint8], rows: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-        images = np.repeat(image[None], len(rows), axis=0) if len(rows) > 1 else image[None]
-        started = time.perf_counter()
-        stylized = self._run(images, rows)
-        duration_s = time.perf_counter() - started
-        self._rows.observe(len(rows))
-        self._duration.observe(duration_s)
-        self._admission.learn(images.size // 3, duration_s)
-        return stylized
+    def _leave(self, item: _Item) -> None:
+        if item in self._lines.get(item.key, []):
+            self._take(item)
+        elif self._run and all(other.result.cancelled() for other in self._batch):
+            self._run.stop()
 
-    def _ended(self, running: asyncio.Future[npt.NDArray[np.uint8]]) -> None:
-        self._admission.turn.release()
-        loop = running.get_loop()
-        self._settling = loop.call_later(IDLE_S, loop.run_in_executor, self._executor, self._settle)
-        if not running.cancelled():
-            running.exception()  # seen, even where nobody is left to be told
+    def _take(self, item: _Item) -> _Item:
+        line = self._lines[item.key]
+        line.remove(item)
+        if not line:
+            del self._lines[item.key]
+        with _never_fatal():
+            self._metrics.queue_depth.labels(item.network.name).dec()
+        return item
+
+    async def _work(self) -> None:
+        """Lives while there is work; every item that it takes is resolved, whatever happens."""
+        while self._lines:
+            if batch := await self._next_batch():
+                await self._serve(batch)
+        self._settling = asyncio.get_running_loop().call_later(IDLE_S, self._settle)
+
+    async def _next_batch(self) -> list[_Item]:
+        """The oldest item and those that may share its run; none where all have left."""
+        while self._lines:
+            oldest = min((line[0] for line in self._lines.values()), key=lambda item: item.arrived)
+            mates = self._mates(self._lines[oldest.key])
+            left_s = oldest.arrived + self._max_wait_s - time.perf_counter()
+            if left_s <= 0 or sum(item.place.pixels for item in mates) >= self._max_pixels:
+                return [self._take(item) for item in mates]
+            self._arrival.clear()
+            try:
+                async with asyncio.timeout(left_s):
+                    await self._arrival.wait()
+            except TimeoutError:
+                pass
+        return []
+
+    def _mates(self, line: list[_Item]) -> list[_Item]:
+        mates, pixels = line[:1], line[0].place.pixels
+        for item in line[1:]:
+            pixels += item.place.pixels
+            if pixels > self._max_pixels:
+                break
+            mates.append(item)
+        return mates
+
+    async def _serve(self, batch: list[_Item]) -> None:
+        """Run a batch; where that fails, each of its items alone, so that the one to blame fails alone."""
+        try:
+            await self._run_batch(batch)
+        except Exception as error:
+            for item in batch:
+                if item.result.done():
+                    continue
+                if len(batch) == 1:
+                    item.result.set_exception(error)
+                else:
+                    await self._serve([item])
+
+    async def _run_batch(self, batch: list[_Item]) -> None:
+        network = batch[0].network
+        self._unsettled.add(network)
+        self._batch, self._run = batch, network.begin()
+        pixels = sum(item.place.pixels for item in batch)
+        self._admission.occupy(self._admission.expected_s(network, pixels))
+        for item in batch:
+            item.start()
+        try:
+            loop = asyncio.get_running_loop()
+            outputs, duration_s = await loop.run_in_executor(self._executor, _timed, self._run, batch)
+        finally:
+            self._batch, self._run = [], None
+            self._admission.occupy(0.0)
+        first = 0
+        for item in batch:
+            if not item.result.done():
+                item.result.set_result(outputs[first : first + len(item.rows)])
+            first += len(item.rows)
+        self._record(network, pixels, len(outputs), duration_s)
+
+    def _record(self, network: Network, pixels: int, rows: int, duration_s: float) -> None:
+        with _never_fatal():
+            self._admission.learn(network, pixels, duration_s)
+            self._metrics.batch_size.labels(network.name).observe(rows)
+            self._metrics.inference_duration.labels(network.name, network.provider).observe(duration_s)
+
+    def _settle(self) -> None:
+        loop = asyncio.get_running_loop()
+        for network in self._unsettled:
+            loop.run_in_executor(self._executor, network.settle)
+        self._unsettled = set()
+
+
+@contextmanager
+def _never_fatal() -> Iterator[None]:
+    """What is only counted here must not cost anybody a picture."""
+    try:
+        yield
+    except Exception:
+        log.exception("a bug: a run could not be counted")
+
+
+def _timed(run: Run, batch: list[_Item]) -> tuple[Images, float]:
+    """The outputs of all items, one after the other, and how long the run took in seconds."""
+    if len(batch) == 1 and len(batch[0].rows) == 1:
+        images, rows = batch[0].image[None], batch[0].rows
+    else:
+        images = np.concatenate([np.broadcast_to(item.image, (len(item.rows), *item.image.shape)) for item in batch])
+        rows = np.concatenate([item.rows for item in batch])
+    started = time.perf_counter()
+    return run(images, rows), time.perf_counter() - started

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +31,7 @@ class Engine:
         provider: Literal["auto", "cuda", "cpu"],
         threads: int,
         admission: Admission,
+        batcher: Batcher,
         executor: Executor,
         metrics: Metrics,
     ) -> None:
@@ -37,16 +39,20 @@ class Engine:
         self._provider: Literal["auto", "cuda", "cpu"] = provider
         self._threads = threads
         self._admission = admission
+        self._batcher = batcher
         self._executor = executor
         self._metrics = metrics
         self._catalog: Catalog | None = None
-        self._batchers: dict[str, Batcher] = {}
-        self._refused: list[str] = []
+        self._refused: Sequence[str] = ()
         self._started = time.monotonic()
+        self.draining = False
+        self._reloading = asyncio.Lock()
 
     @property
     def reasons(self) -> Sequence[str]:
         """Why the service is not ready: nothing where it is. One refused model is enough."""
+        if self.draining:
+            return ["the process is draining and will end"]
         if self._catalog is None:
             return ["the models are still loading"]
         return self._refused
@@ -62,43 +68,60 @@ class Engine:
         return self._catalog
 
     def not_ready(self) -> NotReady:
-        """Loading lasts about as long again as it has lasted: the best guess where nothing else is known."""
-        return NotReady(self.reasons, time.monotonic() - self._started)
+        """Loading lasts about as long again as it has lasted: the best guess where nothing else is known. Where a
+        process drains, another should answer now."""
+        return NotReady(self.reasons, 0 if self.draining else time.monotonic() - self._started)
+
+    def drain(self) -> None:
+        """Be not ready from now on; what is asked is still answered, and every connection closed after it."""
+        self.draining = True
 
     async def load(self) -> None:
         """Verify, load and warm every model, off the event loop. Never raises: what went wrong is in ``reasons``."""
-        models = await asyncio.get_running_loop().run_in_executor(self._executor, self._load)
-        self._batchers = {
-            model.card.name: Batcher(
-                model.card.name,
-                model.provider,
-                model.run,
-                model.settle,
-                self._admission,
-                self._executor,
-                self._metrics,
-            )
-            for model in models
-        }
+        loaded = await asyncio.get_running_loop().run_in_executor(self._executor, self._load)
+        self._refused = loaded.refused
+        for model in loaded.models:
+            self._admission.learn(model, SETTLE_SIDE**2, loaded.first_runs_s[model.name])
+        self._serve(loaded.models)
+
+    async def reload(self) -> Sequence[str]:
+        """Load the store anew while the old models serve, and put all of its models in their place at once.
+
+        Where any was refused the old ones stay; gives why. What is in line still runs on what it was admitted for.
+        """
+        async with self._reloading:
+            loaded = await asyncio.to_thread(self._load)
+            if loaded.refused:
+                log.error("the store was not reloaded; the models loaded before go on serving")
+            else:
+                self._refused = ()
+                self._serve(loaded.models)
+            return loaded.refused
+
+    def _serve(self, models: list[ServedModel]) -> None:
+        self._metrics.model_info.clear()
+        for model in models:
+            labels = model.name, str(model.card.version), model.sha256, model.provider
+            self._metrics.model_info.labels(*labels).set(1)
         self._catalog = Catalog.of(models)
 
     async def submit(self, model: ServedModel, place: Place, image: Pixels, rows: Rows, watch: Stopwatch) -> Pixels:
         """Run ``model`` on ``image`` (H, W, 3) for each of ``rows`` (R, D), when its turn comes: (R, H, W, 3)."""
-        return await self._batchers[model.card.name].submit(place, image, rows, watch)
+        return await self._batcher.submit(model, place, image, rows, watch)
 
-    def _load(self) -> list[ServedModel]:
-        models = []
+    def _load(self) -> _Loaded:
+        loaded = _Loaded()
         try:
             for folder in self._store.folders():
-                if model := self._load_model(folder):
-                    models.append(model)
-            if not models and not self._refused:
+                if model := self._load_model(folder, loaded):
+                    loaded.models.append(model)
+            if not loaded.models and not loaded.refused:
                 raise ModelRefused("the store", "holds no network that can stylise")
         except ModelRefused as error:
-            self._refuse(error)
-        return models
+            loaded.refuse(error)
+        return loaded
 
-    def _load_model(self, folder: Path) -> ServedModel | None:
+    def _load_model(self, folder: Path, loaded: _Loaded) -> ServedModel | None:
         """None for a model that was refused, and for one that is only verified here (the slow path's)."""
         started = time.perf_counter()
         try:
@@ -106,22 +129,31 @@ class Engine:
             if stored.card.kind == "features":
                 return None
             model = ServedModel(stored, Session(stored, self._provider, self._threads))
+            model.settle()
             run_started = time.perf_counter()
             model.settle()
+            run_s = time.perf_counter() - run_started
         except (ModelRefused, ConfigurationError) as error:
-            self._refuse(error)
+            loaded.refuse(error)
             return None
         except Exception as error:  # one model's surprise must not leave the service loading for ever
             log.exception("%s could not be loaded", folder)
-            self._refuse(ModelRefused(f"{folder.parent.name}/{folder.name}", f"failed to load: {error}"))
+            loaded.refuse(ModelRefused(f"{folder.parent.name}/{folder.name}", f"failed to load: {error}"))
             return None
-        self._admission.learn(SETTLE_SIDE**2, time.perf_counter() - run_started)
-        self._metrics.model_load.labels(model.card.name).set(time.perf_counter() - started)
-        labels = model.card.name, str(model.card.version), model.sha256, model.provider
-        self._metrics.model_info.labels(*labels).set(1)
-        log.info("%s is served on %s", model.card.label, model.provider)
+        self._metrics.model_load.labels(model.name).set(time.perf_counter() - started)
+        log.info("%s is loaded on %s", model.card.label, model.provider)
+        loaded.first_runs_s[model.name] = run_s
         return model
 
-    def _refuse(self, error: Exception) -> None:
+
+@dataclass
+class _Loaded:
+    """What came of reading a store."""
+
+    models: list[ServedModel] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+    first_runs_s: dict[str, float] = field(default_factory=dict)
+
+    def refuse(self, error: Exception) -> None:
         log.error("refused: %s", error)
-        self._refused.append(str(error))
+        self.refused.append(str(error))

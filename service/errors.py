@@ -3,6 +3,7 @@
 Exception
 ├── ConfigurationError              the process does not start
 ├── ModelRefused                    the process stays unready
+├── ClientGone                      nobody is left to be answered
 └── ServiceError                    an answer
     ├── InvalidImage           400
     ├── MalformedUpload        400
@@ -40,6 +41,10 @@ class ModelRefused(Exception):
 
     def __init__(self, model: str, reason: str) -> None:
         super().__init__(f"{model}: {reason}")
+
+
+class ClientGone(Exception):
+    """The client closed its connection: what it asked for is dropped, and nothing is answered."""
 
 
 class ServiceError(Exception):
@@ -100,19 +105,11 @@ class NotAcceptable(ServiceError):
     status, code, title = 406, "not_acceptable", "No acceptable answer format"
 
 
-class _ClosesConnection(ServiceError):
-    """The rest of the body will not be read, so the connection cannot be used again."""
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        return {"Connection": "close"}
-
-
-class UploadTooSlow(_ClosesConnection):
+class UploadTooSlow(ServiceError):
     status, code, title = 408, "upload_too_slow", "The upload took too long"
 
 
-class TooManyBytes(_ClosesConnection):
+class TooManyBytes(ServiceError):
     status, code, title = 413, "too_many_bytes", "The upload is too large"
 
 

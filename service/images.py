@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -103,6 +104,29 @@ def decode(photo: Photo, size: tuple[int, int]) -> Picture:
         return Picture(rgb)
     # What is fully transparent may hold anything, and the network would see it.
     return Picture(np.where(alpha[..., None] == 0, np.uint8(WHITE), rgb), alpha)
+
+
+def decode_mask(photo: Photo, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """The brightness (H, W) of a mask, upright and stretched to ``size`` (width, height); its alpha is passed over.
+
+    Bilinear, so that soft edges stay soft and nothing rings beyond black and white. Raises InvalidImage.
+    """
+    with translating(_DECODING):
+        return _stretched(_eight_bit(photo.image).convert("L"), photo.orientation, size)
+
+
+def decode_regions(photo: Photo, size: tuple[int, int], indices: Sequence[int]) -> list[npt.NDArray[np.uint8]]:
+    """A mask (H, W) for each palette index of an image of mode P, as ``decode_mask`` makes them."""
+    with translating(_DECODING):
+        found = np.asarray(photo.image)
+        masks = (Image.fromarray(np.where(found == index, np.uint8(WHITE), np.uint8(0))) for index in indices)
+        return [_stretched(mask, photo.orientation, size) for mask in masks]
+
+
+def _stretched(mask: Image.Image, orientation: int, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    if orientation in UPRIGHT:
+        mask = mask.transpose(UPRIGHT[orientation])
+    return np.asarray(mask if mask.size == size else mask.resize(size, Image.Resampling.BILINEAR))
 
 
 def encode(picture: Picture, format: Format, quality: int) -> bytes:

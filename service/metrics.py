@@ -53,6 +53,7 @@ class Metrics:
             "stylize_batch_size", "Rows in one run.", ["model"], buckets=(1, 2, 4, 8, 16, 32), registry=registry
         )
         self.queue_depth = Gauge("stylize_queue_depth", "Pictures waiting for a run.", ["model"], registry=registry)
+        self.capacity = Gauge("stylize_capacity", "Most pixels that may wait for a run.", registry=registry)
         self.in_flight = Gauge("stylize_in_flight", "Pictures admitted and not yet answered.", registry=registry)
         self.rejected = Counter(
             "stylize_rejected", "Requests turned away unserved, by the problem's code.", ["reason"], registry=registry
@@ -61,7 +62,7 @@ class Metrics:
             "stylize_pixels", "Pixels stylised; a mix counts by its weights.", ["style"], registry=registry
         )
         self.abandoned = Counter(
-            "stylize_abandoned", "Requests given up at a deadline, by the stage that they were in.", ["stage"],
+            "stylize_abandoned", "Requests given up at a deadline or by their client, by stage.", ["stage"],
             registry=registry,
         )  # fmt: skip
         self.model_info = Gauge(
@@ -85,18 +86,27 @@ class Stopwatch:
     def __init__(self) -> None:
         self.stage: Stage | Literal["upload"] = "upload"
         self.durations_s: dict[Stage, float] = {}
+        self._entered: tuple[float, Stage] | None = None
 
     @contextmanager
     def time(self, stage: Stage) -> Iterator[None]:
-        self.stage = stage
-        started = time.perf_counter()
+        self.enter(stage)
         try:
             yield
         finally:
-            self.add(stage, time.perf_counter() - started)
+            self.leave()
 
-    def add(self, stage: Stage, duration_s: float) -> None:
-        self.durations_s[stage] = self.durations_s.get(stage, 0.0) + duration_s
+    def enter(self, stage: Stage) -> None:
+        """Leave the stage that it is in, and be in this one."""
+        self.leave()
+        self.stage = stage
+        self._entered = time.perf_counter(), stage
+
+    def leave(self) -> None:
+        if self._entered:
+            entered, stage = self._entered
+            self.durations_s[stage] = self.durations_s.get(stage, 0.0) + time.perf_counter() - entered
+            self._entered = None
 
     def header(self) -> str:
         """The value of ``Server-Timing``, in ms."""

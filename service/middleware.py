@@ -6,26 +6,30 @@ import logging
 import re
 import secrets
 import time
+from collections.abc import Callable
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import Internal, ServiceError
+from service.logs import ACCESS, RequestContext, Trace, current
 from service.metrics import Metrics
 from service.schemas import problem
 
 log = logging.getLogger(__name__)
+access = logging.getLogger(ACCESS)
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._~+/=:-]{1,128}")
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
 class Edge:
-    """ASGI middleware, outermost: nothing is answered without it."""
+    """ASGI middleware, outermost: nothing is answered without it. While ``closing`` no connection is kept alive."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, closing: Callable[[], bool]) -> None:
         self._app = app
+        self._closing = closing
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -34,38 +38,70 @@ class Edge:
             return
         started = time.perf_counter()
         method = scope["method"]
-        sent = _Sent(send, _request_id(scope), without_body=method == "HEAD")
+        body = _Body(receive, scope)
+        trace = Trace.of(Headers(scope=scope).get("traceparent", ""))
+        context = RequestContext(_request_id(scope), trace)
+        current.set(context)  # a request has a task of its own
+        sent = _Sent(
+            send,
+            context,
+            without_body=method == "HEAD",
+            closing=lambda: self._closing() or not body.complete,
+        )
         inner = {**scope, "method": "GET" if method == "HEAD" else method}
-        inner["state"] = {**scope.get("state", {}), "request_id": sent.request_id}
+        inner["state"] = {**scope.get("state", {}), "request_id": context.request_id}
         try:
-            await self._app(inner, receive, sent)
+            await self._app(inner, body, sent)
         except Exception:
-            log.exception("a bug: request %s, %s %s", sent.request_id, method, scope["path"])
+            log.exception("a bug: request %s, %s %s", context.request_id, method, scope["path"])
             if sent.status is not None:
                 raise
-            await problem_response(Internal("please report it, with the request_id"), inner)(inner, receive, sent)
+            await problem_response(Internal("please report it, with the request_id"), inner)(inner, body, sent)
         finally:
             route, method = _route(inner), method if method in METHODS else "other"
             code = str(sent.status or 499)  # 499: the client left and was told nothing
             self._metrics.http_requests.labels(route, method, code).inc()
-            self._metrics.http_request_duration.labels(route, method).observe(time.perf_counter() - started)
+            duration_s = time.perf_counter() - started
+            exemplar = {"trace_id": trace.trace_id} if trace else None
+            self._metrics.http_request_duration.labels(route, method).observe(duration_s, exemplar)
+            facts = {"method": method, "route": route, "status": int(code), "duration_ms": round(1000 * duration_s, 2)}
+            access.info("%s %s %s", method, scope["path"], code, extra=facts)
+
+
+class _Body:
+    """``receive``, remembering whether the whole body has come: what was not read would be taken for a request."""
+
+    def __init__(self, receive: Receive, scope: Scope) -> None:
+        headers = Headers(scope=scope)
+        self._receive = receive
+        self.complete = "transfer-encoding" not in headers and headers.get("content-length", "0") == "0"
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        self.complete = self.complete or not message.get("more_body", False)
+        return message
 
 
 class _Sent:
     """``send`` with our headers on, remembering the status; without the body where HEAD asked."""
 
-    def __init__(self, send: Send, request_id: str, without_body: bool) -> None:
+    def __init__(self, send: Send, context: RequestContext, without_body: bool, closing: Callable[[], bool]) -> None:
+        self._closing = closing
         self._send = send
         self._without_body = without_body
-        self.request_id = request_id
+        self._context = context
         self.status: int | None = None
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
-            headers["X-Request-ID"] = self.request_id
+            headers["X-Request-ID"] = self._context.request_id
+            if self._context.trace:
+                headers["traceparent"] = self._context.trace.traceparent
             headers["X-Content-Type-Options"] = "nosniff"
+            if self._closing():
+                headers["Connection"] = "close"
         elif message["type"] == "http.response.body" and self._without_body:
             message = {**message, "body": b""}
         await self._send(message)

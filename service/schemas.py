@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import Annotated, Any, Literal, cast
+from collections.abc import Collection, Iterable, Sequence
+from typing import Annotated, Any, cast
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
 from pydantic_core import PydanticCustomError
 
+from service.colour import PreserveColor
 from service.errors import InvalidFields, Offence, ServiceError, UnknownStyle
 from service.images import Format
+from service.masks import Regions
 from service.models.catalog import Catalog
 from service.models.style import Mix
 
 NOT_YET = "not in this release"
-LATER_FIELDS = ("style_image", "mask")  # api.md has them, this release does not
+NOT_A_FILE = "must be sent as a file, in multipart/form-data"
+LATER_FIELDS = ("style_image",)  # the contract has it, this release does not
+FILES = ("mask", "masks")  # beside the photo, in multipart alone
 
 
 def _known_styles(mix: Mix, info: ValidationInfo) -> Mix:
@@ -35,10 +39,9 @@ def _known_model(name: str, info: ValidationInfo) -> str:
     return name
 
 
-def _colour_kept_later(value: object) -> object:
-    if value in ("luminance", "histogram"):
-        raise ValueError(f"{value!r} is {NOT_YET}: only 'none' is")
-    return value
+def _known_regions(regions: Regions, info: ValidationInfo) -> Regions:
+    _known_styles(Mix(dict.fromkeys(regions.styles.values(), 1.0)), info)
+    return regions
 
 
 class StylizeFields(BaseModel):
@@ -46,20 +49,37 @@ class StylizeFields(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
-    style: Annotated[Mix, BeforeValidator(Mix.parse), AfterValidator(_known_styles)]
+    style: Annotated[Mix, BeforeValidator(Mix.parse), AfterValidator(_known_styles)] | None = None
+    mask_styles: Annotated[Regions, BeforeValidator(Regions.parse), AfterValidator(_known_regions)] | None = None
     strength: float = Field(1.0, ge=0, le=1, allow_inf_nan=False)
-    preserve_color: Annotated[Literal["none"], BeforeValidator(_colour_kept_later)] = "none"
+    preserve_color: PreserveColor = "none"
     max_side: int | None = Field(None, ge=1, le=16383)
     model: Annotated[str, AfterValidator(_known_model)] | None = None
     format: Format | None = None
     quality: int = Field(90, ge=1, le=100)
     deadline_ms: float | None = Field(None, gt=0, allow_inf_nan=False)
 
+    @property
+    def mixes(self) -> tuple[Mix, ...]:
+        """One for each picture that is painted: the style, or those of the regions in their order."""
+        if self.mask_styles:
+            return tuple(Mix({name: 1.0}) for name in self.mask_styles.styles.values())
+        return (self.style,) if self.style else ()
+
+    @property
+    def style_names(self) -> set[str]:
+        return {name for mix in self.mixes for name in mix.weights}
+
     @classmethod
     def read(
-        cls, fields: Sequence[tuple[str, str]], catalog: Catalog, offences: Iterable[Offence] = ()
+        cls,
+        fields: Sequence[tuple[str, str]],
+        catalog: Catalog,
+        offences: Iterable[Offence] = (),
+        files: Collection[str] = (),
     ) -> StylizeFields:
-        """Validate the fields as they came. ``offences`` are those that were found on the way here.
+        """Validate the fields as they came. ``offences`` are those that were found on the way here; ``files`` are
+        which of FILES were sent.
 
         Raises InvalidFields with every offence at once, or UnknownStyle where that is the only one.
         """
@@ -67,8 +87,10 @@ class StylizeFields(BaseModel):
         counts = Counter(name for name, _ in fields)
         found += [Offence(name, "given more than once") for name, count in counts.items() if count > 1]
         found += [Offence(name, NOT_YET) for name in LATER_FIELDS if name in counts]
+        found += [Offence(name, NOT_A_FILE) for name in FILES if name in counts]
+        found += _contradictions(counts.keys(), files)
         unknown_style = None
-        values = {name: value for name, value in fields if name not in LATER_FIELDS}
+        values = {name: value for name, value in fields if name not in (*LATER_FIELDS, *FILES)}
         try:
             valid = cls.model_validate(values, context=catalog)
         except ValidationError as error:
@@ -82,11 +104,25 @@ class StylizeFields(BaseModel):
         return valid
 
 
+def _contradictions(names: Collection[str], files: Collection[str]) -> list[Offence]:
+    """What is missing, or in the way of something else, among the fields and files that came."""
+    if "masks" in files:
+        found = [Offence(name, "not together with masks") for name in ("mask",) if name in files]
+        if "style" in names:
+            found.append(Offence("style", "not together with masks: mask_styles says the style of each region"))
+        if "mask_styles" not in names:
+            found.append(Offence("mask_styles", "required with masks: index:style,index:style"))
+        return found
+    if "mask_styles" in names:
+        return [Offence("mask_styles", "needs the file masks, an indexed PNG")]
+    if "style" not in names:
+        return [Offence("style", "required: the name of a style, or a mix name:weight,name:weight")]
+    return []
+
+
 def _said(type_: str, message: str) -> str:
     if type_ == "extra_forbidden":
         return "unknown field; there are " + ", ".join(StylizeFields.model_fields)
-    if type_ == "missing":
-        return "required: the name of a style, or a mix name:weight,name:weight"
     return message.removeprefix("Value error, ")
 
 

@@ -45,6 +45,24 @@ class Settings(BaseModel):
     max_queue_pixels: int = Field(
         default=2**25, ge=1, description="most pixels that may wait for a network; beyond it requests get 503"
     )
+    max_batch_pixels: int = Field(
+        default=2**18, ge=0, description="most pixels that share a run; a larger picture runs alone, 0 batches nothing"
+    )
+    max_wait_ms: float = Field(
+        default=0.0, ge=0, le=1000, description="longest that a picture waits for others to share its run, in ms"
+    )
+    drain_delay_s: float = Field(
+        default=5.0,
+        ge=0,
+        le=3600,
+        description="after SIGTERM, time in seconds to be seen not ready while still answering",
+    )
+    log: Literal["text", "json"] = Field(
+        default="text", description="`json` logs one object a line, one for every request, with its ids"
+    )
+    admin_port: int | None = Field(
+        default=None, ge=1, le=65535, description="TCP port of loopback for `POST /-/reload`; none where not set"
+    )
     commit: str = Field(
         default="unknown", pattern=r"^[\w.-]{1,64}$", description="the build's commit, for `stylize_build_info`"
     )

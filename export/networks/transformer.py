@@ -2,13 +2,15 @@
 
 Johnson, Alahi & Fei-Fei 2016 with instance norm (Ulyanov 2016), resize-convolutions instead of transposed ones
 (Odena 2016: no checkerboard), and conditional instance norm (Dumoulin 2017): the scales and shifts of all norms are
-the style. A classic network for one style is the same network with its one vector built in.
+the style. A classic network for one style is the same network with its one vector built in. The fast one takes blocks
+of 2 x 2 pixels as channels (space-to-depth, Shi 2016) and so never works on the full picture.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -26,17 +28,22 @@ OVERSHOOT = 150 / 127.5  # the scaled tanh of the first papers: 127.5 + 150 tanh
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """Widths of the three resolutions, number of residual blocks, and the side of the first and last kernels."""
+    """Widths of the resolutions, fine to coarse; residual blocks; side of the first and last kernels; and the side of
+    the blocks of pixels that the network takes as channels."""
 
-    widths: tuple[int, int, int] = (16, 32, 64)
+    widths: tuple[int, ...] = (16, 32, 64)
     residual_blocks: int = 5
     end_kernel: int = 9
+    shuffle: int = 1
+
+    def __post_init__(self) -> None:
+        if self.shuffle * 2 ** (len(self.widths) - 1) != STRIDE:
+            raise ValueError(f"{self.shuffle} x {len(self.widths)} resolutions do not make a stride of {STRIDE}")
 
     @property
     def norm_widths(self) -> tuple[int, ...]:
-        """Channels of every norm, in the order of the network: 15 norms with 5 residual blocks."""
-        a, b, c = self.widths
-        return (a, b, c, *([c, c] * self.residual_blocks), b, a)
+        """Channels of every norm, in the order of the network: 15 norms with 3 widths and 5 residual blocks."""
+        return (*self.widths, *([self.widths[-1]] * 2 * self.residual_blocks), *reversed(self.widths[:-1]))
 
     @property
     def style_size(self) -> int:
@@ -105,11 +112,14 @@ class Transformer(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
-        a, b, c = config.widths
-        self.down = nn.ModuleList([Conv(3, a, config.end_kernel), Conv(a, b, 3, 2), Conv(b, c, 3, 2)])
-        self.residual = nn.ModuleList([Conv(c, c, 3) for _ in range(2 * config.residual_blocks)])
-        self.up = nn.ModuleList([UpConv(c, b, 3), UpConv(b, a, 3)])
-        self.last = Conv(a, 3, config.end_kernel)
+        finest, coarsest, block = config.widths[0], config.widths[-1], 3 * config.shuffle**2
+        steps = list(pairwise(config.widths))
+        halving = [Conv(fine, coarse, 3, 2) for fine, coarse in steps]
+        self.down = nn.ModuleList([Conv(block, finest, config.end_kernel), *halving])
+        self.residual = nn.ModuleList([Conv(coarsest, coarsest, 3) for _ in range(2 * config.residual_blocks)])
+        self.up = nn.ModuleList([UpConv(coarse, fine, 3) for fine, coarse in reversed(steps)])
+        self.last = Conv(finest, block, config.end_kernel)
+        self._start_without_checkerboard()
 
     def forward(self, photos: Tensor, style: Tensor, spikes: list[Tensor] | None = None) -> Tensor:
         """photos (N, 3, H, W) RGB 0-1, H and W multiples of 4, at least 16; style (N, D) or (D,) -> (N, 3, H, W).
@@ -125,13 +135,25 @@ class Transformer(nn.Module):
             return normalise(x, *next(norms))
 
         x = photos * 2 - 1
+        if self.config.shuffle > 1:
+            x = F.pixel_unshuffle(x, self.config.shuffle)
         for conv in self.down:
-            x = F.relu(norm(conv(x)))  # (N, a, H, W) (N, b, H/2, W/2) (N, c, H/4, W/4)
+            x = F.relu(norm(conv(x)))  # (N, a, H, W) (N, b, H/2, W/2) (N, c, H/4, W/4), from the second on if shuffled
         for first, second in zip(self.residual[0::2], self.residual[1::2], strict=True):
             x = x + norm(second(F.relu(norm(first(x)))))
         for conv in self.up:
             x = F.relu(norm(conv(x)))  # (N, b, H/2, W/2) (N, a, H, W)
-        return 0.5 + 0.5 * OVERSHOOT * torch.tanh(self.last(x).float())
+        y = self.last(x).float()
+        if self.config.shuffle > 1:
+            y = F.pixel_shuffle(y, self.config.shuffle)
+        return 0.5 + 0.5 * OVERSHOOT * torch.tanh(y)
+
+    @torch.no_grad()
+    def _start_without_checkerboard(self) -> None:
+        """All places of a block begin with the same kernel (ICNR, Aitken 2017)."""
+        for values in self.last.convolution.parameters():
+            places = self.config.shuffle**2
+            values.copy_(values[::places].repeat_interleave(places, 0))
 
     def _norms(self, style: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         sizes = [c for c in self.config.norm_widths for _ in range(2)]

@@ -24,6 +24,11 @@ log = logging.getLogger(__name__)
 
 Provider = Literal["cuda", "cpu"]
 EXECUTION_PROVIDERS: dict[Provider, str] = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
+PROVIDER_OPTIONS: dict[Provider, dict[str, str]] = {
+    # The exhaustive search would stall every new shape of a picture; the arena grows by what is asked, not by doubling.
+    "cuda": {"cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"},
+    "cpu": {},
+}
 SETTLE_SIDE = 64  # pixels
 DTYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
 
@@ -50,9 +55,14 @@ class Session:
             log.warning("%s: CUDA is installed but cannot be used; running on the CPU", self.label)
         _check(model, self._session.get_inputs(), self._session.get_outputs())
 
-    def run(self, images: Images, rows: StyleRows) -> Images:
+    def run(self, images: Images, rows: StyleRows, options: ort.RunOptions | None = None) -> Images:
         """Stylise (N, H, W, 3) with one style vector a row, (N, D). Raises OutOfMemory."""
-        return self._run(images, rows, None)
+        feed: dict[str, npt.NDArray[np.uint8] | npt.NDArray[np.float32]] = {self._card.inputs[0].name: images}
+        if self._card.kind == "conditional":
+            feed[self._card.inputs[1].name] = rows
+        with translating(_RUNNING):
+            (stylized,) = self._session.run([self._card.outputs[0].name], feed, options)
+        return np.asarray(stylized)
 
     def settle(self) -> None:
         """One small run. Before the first request: what is done once is then done. After the last one for a while:
@@ -65,15 +75,23 @@ class Session:
         if self.provider == "cpu":
             options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         rows = np.zeros((1, self._card.dimension), np.float32)
-        self._run(np.zeros((1, SETTLE_SIDE, SETTLE_SIDE, 3), np.uint8), rows, options)
+        self.run(np.zeros((1, SETTLE_SIDE, SETTLE_SIDE, 3), np.uint8), rows, options)
 
-    def _run(self, images: Images, rows: StyleRows, options: ort.RunOptions | None) -> Images:
-        feed: dict[str, npt.NDArray[np.uint8] | npt.NDArray[np.float32]] = {self._card.inputs[0].name: images}
-        if self._card.kind == "conditional":
-            feed[self._card.inputs[1].name] = rows
-        with translating(_RUNNING):
-            (stylized,) = self._session.run([self._card.outputs[0].name], feed, options)
-        return np.asarray(stylized)
+
+class StoppableRun:
+    """One run of a session, on one batch."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._options = ort.RunOptions()
+
+    def __call__(self, images: Images, rows: StyleRows) -> Images:
+        """As ``Session.run``; raises ONNX Runtime's error where it was stopped."""
+        return self._session.run(images, rows, self._options)
+
+    def stop(self) -> None:
+        """End it before its next node; the session lives on."""
+        self._options.terminate = True
 
 
 def check_provider(provider: Literal["auto", "cuda", "cpu"]) -> None:
@@ -134,10 +152,11 @@ def _text(path: Path) -> str:
         return ""
 
 
-def _wanted(provider: Literal["auto", "cuda", "cpu"]) -> list[str]:
+def _wanted(provider: Literal["auto", "cuda", "cpu"]) -> list[tuple[str, dict[str, str]]]:
     available = ort.get_available_providers()
     order: list[Provider] = ["cpu"] if provider == "cpu" else ["cuda", "cpu"]
-    return [EXECUTION_PROVIDERS[name] for name in order if EXECUTION_PROVIDERS[name] in available]
+    names = {name: EXECUTION_PROVIDERS[name] for name in order}
+    return [(names[name], PROVIDER_OPTIONS[name]) for name in order if names[name] in available]
 
 
 def _options(threads: int) -> ort.SessionOptions:
@@ -145,6 +164,8 @@ def _options(threads: int) -> ort.SessionOptions:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    # Between nodes a spinning thread would take its core from the codec pool, and from whoever shares the machine.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # Patterns suit one shape; with photos of four shapes they took the process from 492 to 814 MB (measured).
     options.enable_mem_pattern = False
     return options

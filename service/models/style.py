@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,28 +55,30 @@ def _wrong(name: str, weighted: bool, weight: str) -> list[str]:
     return wrong
 
 
-def rows_for(vectors: Mapping[str, Vector], mix: Mix, strength: float) -> Rows:
-    """The vectors to run the network on, (R, D): none at strength 0, the style's at 1, and in between
-    s_a = (1 - a) s_photo + a s together with s_photo. A classic network (no vectors) takes one empty row."""
+def rows_for(vectors: Mapping[str, Vector], mixes: Sequence[Mix], strength: float) -> Rows:
+    """The vectors to run the network on, (R, D): none at strength 0, each mix's at 1, and in between
+    each one's s_a = (1 - a) s_photo + a s, and s_photo last. A classic network takes an empty row a mix."""
     if strength == 0:
         return np.empty((0, 0), np.float32)
     if not vectors:
-        return np.empty((1, 0), np.float32)
-    style = np.sum([np.float32(weight) * vectors[name] for name, weight in mix.weights.items()], axis=0)
+        return np.empty((len(mixes), 0), np.float32)
+    styles = [
+        np.sum([np.float32(weight) * vectors[name] for name, weight in mix.weights.items()], axis=0) for mix in mixes
+    ]
     if strength == 1:
-        return np.asarray(style[None], np.float32)
+        return np.asarray(np.stack(styles), np.float32)
     photo = vectors[PHOTO]
-    return np.stack([photo + np.float32(strength) * (style - photo), photo])
+    return np.stack([*(photo + np.float32(strength) * (style - photo) for style in styles), photo])
 
 
-def blend(photo: Pixels, outputs: npt.NDArray[np.uint8], strength: float) -> Pixels:
-    """The picture of ``strength`` a from the outputs (R, H, W, 3) for ``rows_for(…)``; exact at both ends.
+def blend(photo: Pixels, outputs: Sequence[Pixels] | Pixels, strength: float) -> Pixels:
+    """The picture of ``strength`` a from one mix's outputs for ``rows_for(…)``; exact at both ends.
 
     Conditional: y = T(x; s_a) + (1 - a)(x - T(x; s_photo)). Classic: y = x + a (T(x) - x).
     """
     if strength == 0:
         return photo
-    stylized: Pixels = outputs[0]
+    stylized = outputs[0]
     if strength == 1:
         return stylized
     if len(outputs) == 2:

@@ -44,9 +44,10 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "model": {"type": "string", "description": "A model by name. Default: the server's choice."},
     "preserve_color": {
         "type": "string",
-        "enum": ["none"],
+        "enum": ["none", "luminance", "histogram"],
         "default": "none",
-        "description": "`luminance` and `histogram` are not in this release.",
+        "description": "`luminance`: the style's light and dark, the photo's colours at every place. `histogram`: the "
+        "photo's palette as a whole.",
     },
 }
 _DEADLINE = {
@@ -55,6 +56,15 @@ _DEADLINE = {
     "description": "Bounds the whole request, in ms; 504 when it passes.",
 }
 _BINARY = {"type": "string", "format": "binary"}
+_MASKS = {
+    "mask": _BINARY | {"description": "Greyscale, stretched to the photo: white is stylised, black stays photo."},
+    "masks": _BINARY | {"description": "An indexed PNG instead: a style for each palette index."},
+    "mask_styles": {
+        "type": "string",
+        "description": "With `masks`, in place of `style`: `index:style,index:style`; other indices stay photo.",
+        "examples": ["1:starry_night,2:great_wave"],
+    },
+}
 _PROBLEM = {PROBLEM_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
 _HEADERS = {
     "X-Style": "the mix as applied",
@@ -88,8 +98,8 @@ STYLIZE: dict[str, Any] = {
                 "multipart/form-data": {
                     "schema": {
                         "type": "object",
-                        "required": ["image", "style"],
-                        "properties": {"image": _BINARY} | _FIELDS,
+                        "required": ["image"],
+                        "properties": {"image": _BINARY} | _MASKS | _FIELDS,
                         "additionalProperties": False,
                     }
                 }

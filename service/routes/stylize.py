@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
@@ -14,11 +15,13 @@ from fastapi import APIRouter, Request, Response
 
 from service.batching import Admission
 from service.engine import Engine
-from service.errors import DeadlineExceeded, InvalidFields, Offence, TooManyPixels
+from service.errors import ClientGone, DeadlineExceeded, TooManyPixels
 from service.images import Format, Photo, Picture, decode, encode, open_photo
+from service.masks import Mask
 from service.metrics import Metrics, Stopwatch
-from service.models.catalog import Catalog, ServedModel
+from service.models.catalog import ServedModel
 from service.models.style import Pixels
+from service.painting import decode_masks, finished, model_for, open_mask
 from service.routes.accept import negotiate
 from service.routes.openapi import STYLIZE
 from service.routes.upload import Upload, UploadLimits, read_upload
@@ -47,27 +50,34 @@ class Stylizer:
         self._metrics = metrics
         self._limits = limits
 
-    async def answer(self, upload: Upload, accept: str | None, watch: Stopwatch) -> Response:
-        """The stylised picture. Raises what api.md's table of errors says."""
+    async def answer(self, upload: Upload, accept: str | None, watch: Stopwatch, give_up: float | None) -> Response:
+        """The stylised picture. ``give_up`` is the deadline by the monotonic clock, if there is one.
+
+        Raises what api.md's table of errors says.
+        """
         catalog = self._engine.catalog
-        fields = StylizeFields.read(upload.fields, catalog, upload.offences)
-        model = _model_for(fields, catalog)
+        fields = StylizeFields.read(upload.fields, catalog, upload.offences, upload.files)
+        model = model_for(fields, catalog)
         with watch.time("decode"):
             photo = await self._in_codec(open_photo, upload.image, self._limits.max_pixels)
+            mask = await self._in_codec(open_mask, upload.files, self._limits.max_pixels)
         format = fields.format or negotiate(accept, photo.format)
         size = self._size(photo, fields.max_side)
-        rows = model.rows(fields.style, fields.strength)
-        with self._admission.admit(size[0] * size[1] * max(1, len(rows))) as place:
+        rows = model.rows(fields.mixes, fields.strength)
+        self._check_rows(size, len(rows))
+        with self._admission.admit(model, size[0] * size[1] * max(1, len(rows)), give_up) as place:
             with watch.time("decode"):
                 picture = await self._in_codec(decode, photo, size)
+                masks = await self._in_codec(decode_masks, mask, fields, size)
             outputs = picture.rgb[None]
             if len(rows):
                 outputs = await self._engine.submit(model, place, picture.rgb, rows, watch)
             with watch.time("encode"):
-                content = await self._in_codec(_developed, model, picture, outputs, fields, format)
+                content = await self._in_codec(_developed, model, picture, outputs, fields, masks, format)
+            self._admission.codec.learn(size[0] * size[1], watch.durations_s["decode"] + watch.durations_s["encode"])
         self._count(fields, size, watch)
         headers = {
-            "X-Style": str(fields.style),
+            "X-Style": str(fields.style or fields.mask_styles),
             "X-Model": model.card.label,
             "Server-Timing": watch.header(),
             "Cache-Control": "no-store",
@@ -77,11 +87,15 @@ class Stylizer:
 
     @asynccontextmanager
     async def within(self, deadline_s: float | None, watch: Stopwatch) -> AsyncIterator[None]:
-        """Bound the block in time. What it was doing is dropped, and it raises DeadlineExceeded."""
+        """Bound the block in time. What it was doing is dropped, and it raises DeadlineExceeded; a ClientGone that
+        passes is counted."""
         deadline = asyncio.timeout(deadline_s)
         try:
             async with deadline:
                 yield
+        except ClientGone:
+            self._metrics.abandoned.labels(watch.stage).inc()
+            raise
         except TimeoutError as error:
             if not deadline.expired():
                 raise
@@ -99,9 +113,17 @@ class Stylizer:
             )
         return width, height
 
+    def _check_rows(self, size: tuple[int, int], rows: int) -> None:
+        """Regions need a row each: no more work at once than a strength between 0 and 1 may. Raises TooManyPixels."""
+        most = 2 * self._limits.max_side**2
+        if size[0] * size[1] * rows > most:
+            fits = int(max(size) * math.sqrt(most / (size[0] * size[1] * rows)))
+            raise TooManyPixels(f"{rows} runs at {size[0]} x {size[1]} pixels: ask for a max_side of {fits} or less")
+
     def _count(self, fields: StylizeFields, size: tuple[int, int], watch: Stopwatch) -> None:
-        for name, weight in fields.style.weights.items():
-            self._metrics.pixels.labels(name).inc(weight * size[0] * size[1])
+        for mix in fields.mixes:
+            for name, weight in mix.weights.items():
+                self._metrics.pixels.labels(name).inc(weight * size[0] * size[1])
         for stage, duration_s in watch.durations_s.items():
             self._metrics.stage_duration.labels(stage).observe(duration_s)
 
@@ -116,12 +138,40 @@ def stylize_router(stylizer: Stylizer, limits: UploadLimits) -> APIRouter:
     async def stylize(request: Request) -> Response:
         watch = Stopwatch()
         header = [("deadline_ms", value) for value in request.headers.getlist("x-deadline-ms")]
-        async with stylizer.within(_deadline_s(request.query_params.multi_items() + header), watch):
+        deadline_s = _deadline_s(request.query_params.multi_items() + header)
+        give_up = None if deadline_s is None else time.monotonic() + deadline_s
+        async with stylizer.within(deadline_s, watch):
             upload = await read_upload(request, limits)
             upload.fields.extend(header)
-            return await stylizer.answer(upload, request.headers.get("accept"), watch)
+            async with while_connected(request):
+                return await stylizer.answer(upload, request.headers.get("accept"), watch, give_up)
 
     return router
+
+
+@asynccontextmanager
+async def while_connected(request: Request) -> AsyncIterator[None]:
+    """Cancel the block once the client has closed its connection, and raise ClientGone. The body must be read."""
+    task = asyncio.current_task()
+    assert task is not None
+    gone = False
+
+    async def watch() -> None:
+        nonlocal gone
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        gone = True
+        task.cancel()
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield
+    except asyncio.CancelledError:
+        if gone and task.uncancel() == 0:
+            raise ClientGone("before its answer was ready") from None
+        raise
+    finally:
+        watching.cancel()
 
 
 def _deadline_s(fields: list[tuple[str, str]]) -> float | None:
@@ -136,20 +186,8 @@ def _deadline_s(fields: list[tuple[str, str]]) -> float | None:
     return None
 
 
-def _model_for(fields: StylizeFields, catalog: Catalog) -> ServedModel:
-    """The model asked for, or the first choice for these styles. Raises InvalidFields where none has them all."""
-    able = catalog.models_with(set(fields.style.weights))
-    chosen = [model for model in able if fields.model in (None, model.card.name)]
-    if chosen:
-        return chosen[0]
-    wanted = ", ".join(fields.style.weights)
-    names = ", ".join(model.card.name for model in able) or "none"
-    if fields.model:
-        raise InvalidFields([Offence("model", f"{fields.model} cannot do {wanted}; models that can: {names}")])
-    raise InvalidFields([Offence("style", f"no one model can mix {wanted}")])
-
-
-def _developed(model: ServedModel, picture: Picture, outputs: Pixels, fields: StylizeFields, format: Format) -> bytes:
+def _developed(
+    model: ServedModel, picture: Picture, outputs: Pixels, fields: StylizeFields, masks: list[Mask], format: Format
+) -> bytes:
     """The file from the network's outputs (R, H, W, 3)."""
-    rgb = model.finish(picture.rgb, outputs, fields.strength)
-    return encode(Picture(rgb, picture.alpha), format, fields.quality)
+    return encode(finished(model, picture, outputs, fields, masks), format, fields.quality)

@@ -11,6 +11,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
 from service.errors import (
+    ClientGone,
     MalformedUpload,
     Offence,
     TooManyBytes,
@@ -19,7 +20,7 @@ from service.errors import (
     UploadTooSlow,
     translating,
 )
-from service.schemas import LATER_FIELDS
+from service.schemas import FILES, LATER_FIELDS, NOT_A_FILE
 
 MULTIPART = "multipart/form-data"
 IMAGE_TYPES = ("image/jpeg", "image/jpg", "image/png", "image/webp")
@@ -42,12 +43,13 @@ class Upload:
     image: bytes
     fields: list[tuple[str, str]]
     offences: list[Offence] = field(default_factory=list)
+    files: dict[str, bytes] = field(default_factory=dict)
 
 
 async def read_upload(request: Request, limits: UploadLimits) -> Upload:
     """Read an image and its fields, whichever of the two ways they came.
 
-    Raises UnsupportedMediaType, TooManyBytes, UploadTooSlow or MalformedUpload.
+    Raises UnsupportedMediaType, TooManyBytes, UploadTooSlow, MalformedUpload or ClientGone.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     query = request.query_params.multi_items()
@@ -100,7 +102,7 @@ class _Parser(MultiPartParser):
 
 
 async def _from_form(form: FormData, query: list[tuple[str, str]]) -> Upload:
-    images, fields, offences = [], list(query), []
+    images, fields, offences, files = [], list(query), [], {}
     for name, value in form.multi_items():
         if name in LATER_FIELDS:
             fields.append((name, ""))
@@ -108,8 +110,13 @@ async def _from_form(form: FormData, query: list[tuple[str, str]]) -> Upload:
             images.append(value)
         elif name == IMAGE_FIELD:
             offences.append(Offence(name, "must be sent as a file"))
+        elif name in FILES:
+            if isinstance(value, str) or name in files:
+                offences.append(Offence(name, NOT_A_FILE if isinstance(value, str) else "given more than once"))
+            else:
+                files[name] = await value.read()
         elif not isinstance(value, str):
-            offences.append(Offence(name[:64], f"is a file; only {IMAGE_FIELD!r} may be"))
+            offences.append(Offence(name[:64], f"is a file; only {', '.join((IMAGE_FIELD, *FILES))} may be"))
         elif name == "deadline_ms":
             offences.append(Offence(name, "belongs into the query, or into the header X-Deadline-Ms"))
         else:
@@ -118,11 +125,11 @@ async def _from_form(form: FormData, query: list[tuple[str, str]]) -> Upload:
         offences.append(Offence(IMAGE_FIELD, "required: the photo, as a file" if not images else "more than one"))
     content = await images[0].read() if images else b""
     await form.close()
-    return Upload(content, fields, offences)
+    return Upload(content, fields, offences, files)
 
 
 _RECEIVING: Translation = {
     TimeoutError: lambda error: UploadTooSlow("the body did not arrive in time: send a smaller image"),
     MultiPartException: lambda error: MalformedUpload(f"the multipart body cannot be read: {error}"),
-    ClientDisconnect: lambda error: MalformedUpload("the client left before the body was complete"),
+    ClientDisconnect: lambda error: ClientGone("before its upload was complete"),
 }

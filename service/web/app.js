@@ -1,122 +1,139 @@
-// The page's whole behaviour: a photo, a style and a strength go to POST /stylize, a picture comes back.
+// The page, wired: a photo, a mix, a look and a mask become a picture, live and at full size.
+
+import { Brush } from "/web/brush.js";
+import { Live } from "/web/live.js";
+import { Mixer } from "/web/mixer.js";
+import { Photo, watchForPhotos } from "/web/photo.js";
+import { loadStyles, stylise } from "/web/service.js";
+import { preferred, speak, t } from "/web/strings.js";
 
 const $ = (id) => document.getElementById(id);
-const state = { photo: null, photoUrl: null, resultUrl: null, running: null };
+const MASK_SIDE = 512; // pixels
+let photo = null;
+let mixer = null;
+let retrying = null;
 
-function choosePhoto(blob) {
-  if (!blob || !["image/jpeg", "image/png", "image/webp"].includes(blob.type)) {
-    say("That is not a JPEG, PNG or WebP image.", true);
+const live = new Live(paint, failed);
+const brush = new Brush(wish);
+
+async function order(image) {
+  const fields = {
+    style: mixer.mix,
+    strength: $("strength").value / 100,
+    preserve_color: document.querySelector("input[name=color]:checked").value,
+  };
+  return { image, fields, mask: await brush.blob() };
+}
+
+function wish() {
+  clearTimeout(retrying);
+  if (!photo || !mixer) return;
+  if (mixer.mix) live.wish();
+  else { live.stop(); say(t("chooseStyle")); }
+}
+
+async function paint(side, signal) {
+  const started = performance.now();
+  $("stage").setAttribute("aria-busy", "true");
+  const { blob, style } = await stylise(await order(await photo.within(side)), signal);
+  signal.throwIfAborted();
+  show($("result"), blob);
+  $("result").alt = t("after", { style: mixer.titleOf(style) });
+  $("stage").removeAttribute("aria-busy");
+  say(t("done", { style: mixer.titleOf(style), seconds: ((performance.now() - started) / 1000).toFixed(1) }));
+}
+
+async function download() {
+  live.stop(); // what comes back is finer than what it would have brought
+  $("download").disabled = true;
+  say(t("paintingFull"));
+  try {
+    const { blob, style } = await stylise(await order(photo.blob));
+    const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(blob) });
+    link.download = `${style.replace(/[^a-z0-9_]+/g, "-")}.${blob.type.split("/")[1].replace("jpeg", "jpg")}`;
+    link.click();
+    show($("result"), blob);
+    const { width, height } = await createImageBitmap(blob);
+    say(t("saved", { width, height }));
+    setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+  } catch (error) {
+    failed(error);
+  } finally {
+    $("stage").removeAttribute("aria-busy");
+    $("download").disabled = false;
+  }
+}
+
+async function take(blob) {
+  try {
+    photo = await Photo.open(blob);
+  } catch (error) {
+    failed(error);
     return;
   }
-  if (state.photoUrl) URL.revokeObjectURL(state.photoUrl);
-  state.photo = blob;
-  state.photoUrl = URL.createObjectURL(blob);
-  const preview = document.createElement("img");
-  preview.src = state.photoUrl;
-  preview.alt = "Your photo";
-  $("drop").querySelector("img")?.remove();
-  $("drop").prepend(preview);
-  refresh();
-  say(chosenStyle() ? "Ready." : "Now choose a style.");
+  brush.begin(photo.size(MASK_SIDE));
+  const small = await photo.within(1024);
+  for (const id of ["before", "result"]) show($(id), small);
+  $("before").alt = t("before");
+  $("handle").value = 0;
+  compare();
+  visible(true);
+  say(t("painting"));
+  wish();
 }
 
-function chosenStyle() {
-  return document.querySelector("input[name=style]:checked")?.value;
+function visible(hasPhoto) {
+  $("drop").hidden = hasPhoto;
+  $("stage").hidden = $("after-photo").hidden = !hasPhoto;
 }
 
-function refresh() {
-  $("go").disabled = !(state.photo && chosenStyle());
-  $("strength-value").value = `${Math.round($("strength").value * 100)} %`;
+function show(image, blob) {
+  URL.revokeObjectURL(image.src);
+  image.src = URL.createObjectURL(blob);
 }
 
 function say(text, wrong = false) {
   $("status").textContent = text;
   $("status").classList.toggle("wrong", wrong);
+  $("again").hidden = !wrong;
 }
 
-function styleCard(style) {
-  const card = document.createElement("label");
-  card.className = "style";
-  const radio = Object.assign(document.createElement("input"), { type: "radio", name: "style", value: style.name });
-  const image = Object.assign(document.createElement("img"), { src: style.links.preview, alt: "", loading: "lazy" });
-  const text = document.createElement("span");
-  const painter = document.createElement("small");
-  painter.textContent = `${style.artist}, ${style.year}`;
-  text.append(style.title, painter);
-  card.title = style.credit;
-  card.append(radio, image, text);
-  return card;
-}
-
-async function problemOf(response) {
-  const problem = await response.json().catch(() => ({}));
-  const again = response.headers.get("Retry-After");
-  return (problem.detail ?? `The server answered ${response.status}.`) + (again ? ` Try again in ${again} s.` : "");
-}
-
-async function loadStyles() {
-  try {
-    const response = await fetch("/styles");
-    if (response.status === 503) {
-      $("styles").firstElementChild.textContent = `Not ready yet: ${await problemOf(response)}`;
-      setTimeout(loadStyles, 1000 * Number(response.headers.get("Retry-After") ?? 1));
-      return;
-    }
-    if (!response.ok) throw new Error(await problemOf(response));
-    $("styles").replaceChildren(...(await response.json()).styles.map(styleCard));
-  } catch (error) {
-    $("styles").firstElementChild.textContent = `The styles could not be loaded: ${error.message}`;
+function failed(error) {
+  $("stage").removeAttribute("aria-busy");
+  if (error.retryAfter) {
+    say(t("busy", { seconds: error.retryAfter }));
+    retrying = setTimeout(wish, 1000 * error.retryAfter);
+  } else {
+    say(error.message, true);
   }
 }
 
-async function stylise() {
-  state.running?.abort();
-  const running = (state.running = new AbortController());
-  const query = new URLSearchParams({ style: chosenStyle(), strength: $("strength").value });
-  say("Painting…");
-  $("form").setAttribute("aria-busy", "true");
-  const started = performance.now();
+function compare() {
+  $("stage").style.setProperty("--at", `${$("handle").value}%`);
+}
+
+async function start() {
+  $("loading").textContent = t("loading");
   try {
-    const response = await fetch(`/stylize?${query}`, {
-      method: "POST", body: state.photo, headers: { "Content-Type": state.photo.type }, signal: running.signal,
-    });
-    if (!response.ok) throw new Error(await problemOf(response));
-    show(await response.blob(), response.headers.get("X-Style"), response.headers.get("X-Model"));
-    say(`Done in ${((performance.now() - started) / 1000).toFixed(1)} s.`);
+    const styles = await loadStyles();
+    mixer = new Mixer(styles, wish);
+    $("loading").textContent = "";
+    wish();
   } catch (error) {
-    if (error.name !== "AbortError") say(error.message, true);
-  } finally {
-    if (state.running === running) $("form").removeAttribute("aria-busy");
+    $("loading").textContent = error.retryAfter ? t("waiting") : error.message;
+    setTimeout(start, 1000 * (error.retryAfter ?? 3));
   }
 }
 
-function show(blob, style, model) {
-  if (state.resultUrl) URL.revokeObjectURL(state.resultUrl);
-  state.resultUrl = URL.createObjectURL(blob);
-  $("picture").src = state.resultUrl;
-  $("picture").alt = `Your photo in the style ${style}`;
-  $("caption").textContent = `${style}, by ${model}`;
-  $("download").href = state.resultUrl;
-  $("download").download = `${style.replace(/[^a-z0-9_]+/g, "-")}.${blob.type.split("/")[1]}`;
-  for (const id of ["figure", "download", "compare"]) $(id).hidden = false;
-}
-
-const showPhoto = (held) => { $("picture").src = held ? state.photoUrl : state.resultUrl; };
-
-$("file").addEventListener("change", () => $("file").files[0] && choosePhoto($("file").files[0]));
-$("example").addEventListener("click", async () => choosePhoto(await (await fetch("/web/example.jpg")).blob()));
-$("form").addEventListener("input", refresh);
-$("form").addEventListener("submit", (event) => { event.preventDefault(); stylise(); });
-document.addEventListener("paste", (event) => event.clipboardData.files[0] && choosePhoto(event.clipboardData.files[0]));
-document.addEventListener("dragover", (event) => { event.preventDefault(); $("drop").classList.add("over"); });
-document.addEventListener("dragleave", () => $("drop").classList.remove("over"));
-document.addEventListener("drop", (event) => {
-  event.preventDefault();
-  $("drop").classList.remove("over");
-  choosePhoto(event.dataTransfer.files[0]);
-});
-for (const [down, up] of [["pointerdown", "pointerup"], ["keydown", "keyup"], ["pointerdown", "pointerleave"], ["keydown", "blur"]]) {
-  $("compare").addEventListener(down, (event) => event.key !== "Tab" && showPhoto(true));
-  $("compare").addEventListener(up, () => showPhoto(false));
-}
-loadStyles();
+$("language").value = preferred();
+speak($("language").value);
+$("language").addEventListener("change", () => { speak($("language").value); mixer?.draw(); });
+$("strength").addEventListener("input", () => { $("strength-value").value = `${$("strength").value} %`; wish(); });
+$("controls").addEventListener("change", (event) => event.target.name === "color" && wish());
+$("controls").addEventListener("submit", (event) => event.preventDefault());
+$("handle").addEventListener("input", compare);
+$("download").addEventListener("click", download);
+$("again").addEventListener("click", wish);
+$("another").addEventListener("click", () => { live.stop(); photo = null; $("brush-set").disabled = true; visible(false); say(""); });
+watchForPhotos(take, failed);
+start();

@@ -12,7 +12,7 @@ from PIL import Image
 
 from export.data import Painting
 from export.networks.transformer import TransformerConfig
-from export.train import TrainConfig, Trainer
+from export.train import StyledNetwork, TrainConfig, Trainer
 
 ROOT = Path(__file__).parents[2]
 PHOTOS = ROOT / "tests" / "photos"
@@ -30,6 +30,7 @@ TINY = TrainConfig(
     painting_side=64,
     photo_steps=3,
 )
+TINY_STUDENT = TransformerConfig((6, 8), residual_blocks=1, end_kernel=3, shuffle=2)
 
 MakeTrainer = Callable[..., Trainer]
 
@@ -60,9 +61,15 @@ def paintings(tmp_path_factory: pytest.TempPathFactory) -> list[Painting]:
 def make_trainer(content: Path, paintings: list[Painting], tmp_path: Path) -> MakeTrainer:
     """Trainers of the tiny configuration; keyword arguments change it."""
 
-    def make(run: str = "run", *, styles: list[Painting] | None = None, **changes: object) -> Trainer:
+    def make(
+        run: str = "run",
+        *,
+        styles: list[Painting] | None = None,
+        teacher: StyledNetwork | None = None,
+        **changes: object,
+    ) -> Trainer:
         config = replace(TINY, **changes)  # type: ignore[arg-type]
         chosen = paintings if styles is None else styles
-        return Trainer(config, chosen, content, VGG_WEIGHTS, tmp_path / run, dtype=torch.float32)
+        return Trainer(config, chosen, content, VGG_WEIGHTS, tmp_path / run, dtype=torch.float32, teacher=teacher)
 
     return make

@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import torch.nn.functional as F
 
 from export.add_style import CONFIG, add_style
 from export.data import Painting, to_pixels, to_tensor
@@ -23,13 +24,13 @@ from export.networks.transformer import (
 )
 from export.publish import publish
 from export.start import starting_network
-from export.to_onnx import PixelGraph, export_graph, load_transformer
+from export.to_onnx import PixelGraph, export_graph, load_graph
 from export.train import Run, TrainConfig
 from export.verify import GraphDiffers, verify
 from service.errors import ModelRefused
 from service.models.session import Session
 from service.models.store import Card, ModelStore, StoredModel, file_sha256
-from tests.export.conftest import PHOTOS, TINY, VGG_WEIGHTS, MakeTrainer
+from tests.export.conftest import PHOTOS, TINY, TINY_STUDENT, VGG_WEIGHTS, MakeTrainer
 
 WORDS = {"title": "Tiny", "description": "For tests", "licence": "Apache-2.0"}
 PREVIEW = PHOTOS / "coffee.jpg"
@@ -59,9 +60,8 @@ def test_published_model_is_accepted_and_run_by_the_service(
     image = np.random.default_rng(0).integers(0, 256, (2, 37, 50, 3), dtype=np.uint8)
     rows = np.stack([stored.vectors["china_temple"], stored.vectors["kingfisher"]])
     found = Session(stored, "cpu", 1).run(image, rows)
-    transformer = load_transformer(target / "model.onnx")
     with torch.no_grad():
-        wanted = PixelGraph(transformer)(torch.from_numpy(image), torch.from_numpy(rows)).numpy()
+        wanted = load_graph(target / "model.onnx")(torch.from_numpy(image), torch.from_numpy(rows)).numpy()
     assert found.shape == image.shape
     assert np.abs(found.astype(int) - wanted).max() <= 1
     again = starting_network(target, ["kingfisher"])  # the store's models are their own checkpoints
@@ -77,6 +77,20 @@ def test_classic_model_has_its_style_built_in(
     assert stored_at(target).vectors == {}
     nodes = [node.op_type for node in onnx.load(target / "model.onnx").graph.node]
     assert nodes.count("InstanceNormalization") == len(TINY.network.norm_widths)
+    run = Run.load(tmp_path / "run")
+    again = starting_network(target, ["china_temple"])
+    torch.testing.assert_close(again.state_dict(), run.network.state_dict(), rtol=1e-4, atol=1e-5)
+
+
+def test_card_remembers_the_training_that_another_began_from(
+    make_trainer: MakeTrainer, paintings: list[Painting], tmp_path: Path
+) -> None:
+    target = tmp_path / "store" / "tiny" / "1"
+    published(make_trainer, paintings, target)
+    make_trainer("again", steps=3, started_from=str(target)).run()
+    card = publish(Run.load(tmp_path / "again"), paintings, target.with_name("2"), **WORDS, preview_photo=PREVIEW)
+    assert card.training["before"] == stored_at(target).card.training
+    assert card.training["steps"] == 3
 
 
 def test_published_version_is_never_overwritten(
@@ -112,6 +126,31 @@ def test_graph_that_differs_from_torch_is_not_verified(tmp_path: Path) -> None:
         transformer.get_parameter("last.convolution.bias").add_(0.05)
     with pytest.raises(GraphDiffers, match="/255 at"):
         verify(PixelGraph(transformer), path, vectors)
+
+
+@pytest.mark.parametrize("config", [TINY.network, TINY_STUDENT])
+def test_exported_network_is_its_own_checkpoint(config: TransformerConfig, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    transformer = Transformer(config)
+    vectors = neutral_vector(config).repeat(2, 1).numpy()
+    export_graph(PixelGraph(transformer), tmp_path / "model.onnx")
+    verify(PixelGraph(transformer), tmp_path / "model.onnx", vectors)
+    loaded = load_graph(tmp_path / "model.onnx").transformer
+    assert loaded.config == config
+    torch.testing.assert_close(loaded.state_dict(), transformer.state_dict(), rtol=1e-4, atol=1e-5)
+
+
+def test_new_student_draws_no_checkerboard() -> None:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        blocks = F.pixel_unshuffle(Transformer(TINY_STUDENT)(torch.rand(1, 3, 32, 32), neutral_vector(TINY_STUDENT)), 2)
+    places = blocks.reshape(3, 4, 16, 16)  # the four places of a block are equal
+    torch.testing.assert_close(places, places[:, :1].expand_as(places))
+
+
+def test_network_must_keep_the_stride() -> None:
+    with pytest.raises(ValueError, match="stride of 4"):
+        TransformerConfig((16, 32, 64), shuffle=2)
 
 
 def test_subpixel_convolution_is_the_resize_convolution_it_stands_for() -> None:
@@ -166,7 +205,7 @@ def test_graph_of_elsewhere_is_not_taken_for_ours(tmp_path: Path) -> None:
     foreign = onnx.helper.make_graph([], "foreign", [], [])
     onnx.save(onnx.helper.make_model(foreign), tmp_path / "model.onnx")
     with pytest.raises(ValueError, match="not exported by this pipeline"):
-        load_transformer(tmp_path / "model.onnx")
+        load_graph(tmp_path / "model.onnx")
 
 
 def small_addition() -> TrainConfig:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import signal
 import subprocess
 import sys
@@ -12,8 +13,8 @@ import torch
 
 from export.data import Painting, Photos, load_picture, read_paintings
 from export.start import starting_network
-from export.train import Run, TrainConfig, Trainer
-from tests.export.conftest import PHOTOS, ROOT, TINY, MakeTrainer
+from export.train import LOSS_NAMES, Run, TrainConfig, Trainer
+from tests.export.conftest import PHOTOS, ROOT, TINY, TINY_STUDENT, MakeTrainer
 
 KILLED_RUN = """
 import sys, torch
@@ -68,7 +69,7 @@ def test_training_lowers_the_loss_and_keeps_a_record(make_trainer: MakeTrainer, 
     assert [row[0] for row in trainer.history] == [50, 100]
     assert trainer.history[1][1] < trainer.history[0][1]
     with (tmp_path / "run" / "losses.csv").open() as file:
-        assert next(csv.reader(file)) == ["step", "total", "style", "content", "tv", "spikes"]
+        assert next(csv.reader(file)) == ["step", "total", "style", "content", "tv", "spikes", "imitation"]
     assert load_picture(tmp_path / "run" / "losses.png").shape[2] > 300
     assert (tmp_path / "run" / "sheet_000100.jpg").stat().st_size > 10_000
 
@@ -113,6 +114,22 @@ def test_run_begins_with_the_weights_of_another(make_trainer: MakeTrainer, tmp_p
     first = Run.load(tmp_path / "first").network.vectors.data
     vectors = starting_network(tmp_path / "first", ["kingfisher", "never_seen"]).vectors.data
     torch.testing.assert_close(vectors, torch.stack([first[1], first.mean(0)]), rtol=0, atol=1e-6)
+
+
+def test_student_imitates_its_teacher_and_then_learns_by_itself(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    make_trainer("teacher").run(until=2)
+    teacher = starting_network(tmp_path / "teacher", ["china_temple", "kingfisher"])
+    options = {"network": TINY_STUDENT, "steps": 150, "small_steps": 150, "imitation_steps": 100, "learning_rate": 1e-2}
+    with pytest.raises(ValueError, match="teacher"):
+        make_trainer("student", **options)
+    make_trainer("student", teacher=teacher, **options).run()
+    first, second, last = (
+        dict(zip(LOSS_NAMES, row[1:], strict=True)) for row in Run.load(tmp_path / "student").history
+    )
+    assert second["imitation"] < 0.9 * first["imitation"]
+    assert math.isnan(second["style"])
+    assert math.isnan(last["imitation"])
+    assert last["style"] > 0
 
 
 def test_crops_depend_on_seed_and_step_only(content: Path) -> None:

@@ -1,121 +1,370 @@
 import asyncio
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from service.batching import Admission, Batcher
+from service.batching import Admission, Batcher, Latency
 from service.errors import Saturated
 from service.metrics import Metrics, Stopwatch
+from service.models.catalog import ServedModel
+from service.models.session import Session
+from service.models.store import ModelStore
 
-IMAGE = np.zeros((2, 5, 3), np.uint8)
-ROWS = np.zeros((1, 0), np.float32)
+MULTISTYLE = Path(__file__).parents[2] / "model_store" / "multistyle" / "1"
+PATIENCE_S = 30
 
 
 class Network:
-    """A run that lasts until it is let go, and counts how many go on at once."""
+    """255 - x + the row's first number; each run lasts until it is let go or stopped."""
 
-    def __init__(self) -> None:
+    provider = "cpu"
+
+    def __init__(self, name: str = "toy", fails: Callable[[np.ndarray], bool] = lambda images: False) -> None:
+        self.name = name
+        self.fails = fails
         self.go = threading.Event()
         self.started = threading.Event()
-        self.running = self.most = self.runs = 0
+        self.batches: list[int] = []
+        self.running = self.most = self.settled = 0
+        self.stopped = False
 
-    def run(self, images: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        self.running += 1
-        self.runs += 1
-        self.most = max(self.most, self.running)
-        self.started.set()
-        self.go.wait(10)
-        self.running -= 1
-        return images
+    def begin(self) -> "Run":
+        return Run(self)
 
-
-def make(run: Callable[[np.ndarray, np.ndarray], np.ndarray], max_pixels: int) -> tuple[Admission, Batcher]:
-    metrics = Metrics()
-    admission = Admission(max_pixels, metrics)
-    executor = ThreadPoolExecutor(4)
-    return admission, Batcher("toy", "cpu", run, lambda: None, admission, executor, metrics)
+    def settle(self) -> None:
+        self.settled += 1
 
 
-async def submit(admission: Admission, batcher: Batcher) -> np.ndarray:
-    with admission.admit(10) as place:
-        return await batcher.submit(place, IMAGE, ROWS, Stopwatch())
+class Run:
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self.stopping = threading.Event()
+
+    def __call__(self, images: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        network = self.network
+        network.running += 1
+        network.most = max(network.most, network.running)
+        network.batches.append(len(images))
+        network.started.set()
+        try:
+            give_up = time.monotonic() + PATIENCE_S
+            while not network.go.wait(0.005):
+                assert time.monotonic() < give_up
+                if self.stopping.is_set():
+                    raise RuntimeError("stopped")
+            if network.fails(images):
+                raise ValueError("bad")
+            outputs: np.ndarray = (255 - images + rows[:, :1, None, None]).astype(np.uint8)
+            return outputs
+        finally:
+            network.running -= 1
+
+    def stop(self) -> None:
+        self.network.stopped = True
+        self.stopping.set()
+
+
+class Bench:
+    """A batcher and its surroundings; pictures are told apart by their value."""
+
+    def __init__(self, max_waiting: int = 10_000, max_pixels: int = 100, max_wait_ms: float = 0) -> None:
+        self.metrics = Metrics()
+        self.admission = Admission(max_waiting, self.metrics)
+        self.batcher = Batcher(self.admission, ThreadPoolExecutor(4), self.metrics, max_pixels, max_wait_ms)
+        self.peak = 0
+
+    async def submit(
+        self,
+        network: Network,
+        value: int = 0,
+        shape: tuple[int, int] = (2, 5),
+        rows: int = 1,
+        watch: Stopwatch | None = None,
+    ) -> np.ndarray:
+        image = np.full((*shape, 3), value, np.uint8)
+        with self.admission.admit(network, shape[0] * shape[1] * rows) as place:
+            self.peak = max(self.peak, self.admission.waiting_pixels)
+            styles = np.arange(rows, dtype=np.float32)[:, None]
+            return await self.batcher.submit(network, place, image, styles, watch or Stopwatch())
+
+    def task(self, network: Network, **how: object) -> "asyncio.Task[np.ndarray]":
+        return asyncio.create_task(self.submit(network, **how))  # type: ignore[arg-type]
+
+    async def occupied(self, network: Network) -> "asyncio.Task[np.ndarray]":
+        """A run goes on, of a shape that nothing else has."""
+        task = self.task(network, shape=(1, 1))
+        assert await asyncio.to_thread(network.started.wait, PATIENCE_S)
+        return task
+
+    def value(self, sample: str, **labels: str) -> float | None:
+        return self.metrics._registry.get_sample_value(sample, labels)
+
+
+def play(scene: Coroutine[object, object, None]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(2 * PATIENCE_S):
+            await scene
+
+    asyncio.run(bounded())
 
 
 def test_a_burst_never_waits_above_the_bound_and_runs_one_at_a_time() -> None:
-    network = Network()
-    admission, batcher = make(network.run, max_pixels=50)
-    admission.learn(10, 4.0)
+    network, bench = Network(), Bench(max_waiting=50, max_pixels=0)
+    bench.admission.learn(network, 10, 4.0)
 
-    async def burst() -> list[np.ndarray | BaseException]:
-        tasks = [asyncio.create_task(submit(admission, batcher)) for _ in range(100)]
-        await asyncio.to_thread(network.started.wait, 10)
-        assert admission.waiting_pixels <= 50
+    async def scene() -> None:
+        tasks = [bench.task(network) for _ in range(100)]
+        assert await asyncio.to_thread(network.started.wait, PATIENCE_S)
         network.go.set()
-        return await asyncio.gather(*tasks, return_exceptions=True)
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        refused = [result for result in results if isinstance(result, Saturated)]
+        assert 0 < len(results) - len(refused) <= 6
+        assert all(int(error.headers["Retry-After"]) >= 4 for error in refused)
 
-    results = asyncio.run(burst())
-    refused = [result for result in results if isinstance(result, Saturated)]
-    assert 0 < len(results) - len(refused) <= 6
-    assert all(int(error.headers["Retry-After"]) >= 4 for error in refused)
+    play(scene())
+    assert bench.peak == 50
     assert network.most == 1
-    assert admission.waiting_pixels == 0
+    assert bench.admission.waiting_pixels == 0
+    assert bench.admission.waiting_s == pytest.approx(0)
+
+
+def test_what_came_during_a_run_shares_the_next_as_far_as_the_budget_goes() -> None:
+    network, bench = Network(), Bench(max_pixels=40)
+
+    async def scene() -> None:
+        first = await bench.occupied(network)
+        tasks = [bench.task(network, value=value, rows=rows) for value, rows in enumerate((1, 2, 1, 1, 1))]
+        await asyncio.sleep(0)
+        assert bench.value("stylize_queue_depth", model="toy") == 5
+        network.go.set()
+        results = await asyncio.gather(*tasks)
+        for value, (result, rows) in enumerate(zip(results, (1, 2, 1, 1, 1), strict=True)):
+            assert result.shape == (rows, 2, 5, 3)
+            assert [np.unique(row).tolist() for row in result] == [[(255 - value + row) % 256] for row in range(rows)]
+        await first
+
+    play(scene())
+    assert network.batches == [1, 4, 2]
+    assert bench.value("stylize_queue_depth", model="toy") == 0
+    assert bench.value("stylize_batch_size_sum", model="toy") == 7
+
+
+def test_shapes_and_networks_are_not_mixed_and_the_oldest_goes_first() -> None:
+    one, other, bench = Network("one"), Network("other"), Bench()
+
+    async def scene() -> None:
+        order: list[str] = []
+        first = await bench.occupied(one)
+        tasks = [
+            bench.task(one, shape=(3, 3)),
+            bench.task(other, shape=(3, 3)),
+            bench.task(one, shape=(4, 3)),
+            bench.task(one, shape=(3, 3)),
+        ]
+        for task, name in zip(tasks, "abca", strict=True):
+            task.add_done_callback(lambda _, name=name: order.append(name))  # type: ignore[misc]
+        await asyncio.sleep(0)
+        one.go.set()
+        other.go.set()
+        await asyncio.gather(first, *tasks)
+        assert order == ["a", "a", "b", "c"]
+
+    play(scene())
+    assert (one.batches, other.batches) == ([1, 2, 1], [1])
+
+
+def test_an_oversize_picture_runs_alone() -> None:
+    network, bench = Network(), Bench(max_pixels=20)
+
+    async def scene() -> None:
+        first = await bench.occupied(network)
+        tasks = [bench.task(network, shape=(5, 5)) for _ in range(3)]
+        await asyncio.sleep(0)
+        network.go.set()
+        await asyncio.gather(first, *tasks)
+
+    play(scene())
+    assert network.batches == [1, 1, 1, 1]
+
+
+def test_the_clock_starts_with_the_first_item_and_a_full_budget_does_not_wait_for_it() -> None:
+    network, bench = Network(), Bench(max_pixels=20, max_wait_ms=600_000)
+    network.go.set()
+
+    async def scene() -> None:
+        first = bench.task(network)
+        await asyncio.sleep(0.05)
+        assert not first.done()
+        await asyncio.gather(first, bench.task(network))
+
+    play(scene())
+    assert network.batches == [2]
+
+
+def test_the_clock_runs_out() -> None:
+    network, bench = Network(), Bench(max_wait_ms=1)
+    network.go.set()
+    play(bench.submit(network))  # type: ignore[arg-type]
+    assert network.batches == [1]
 
 
 def test_a_waiter_that_is_cancelled_frees_its_place_and_is_never_run() -> None:
-    network = Network()
-    admission, batcher = make(network.run, max_pixels=1000)
+    network, bench = Network(), Bench()
 
     async def scene() -> None:
-        first = asyncio.create_task(submit(admission, batcher))
-        await asyncio.to_thread(network.started.wait, 10)
-        second = asyncio.create_task(submit(admission, batcher))
+        first = await bench.occupied(network)
+        second = bench.task(network)
         await asyncio.sleep(0)
-        assert admission.waiting_pixels == 10
+        assert bench.admission.waiting_pixels == 10
         second.cancel()
         with pytest.raises(asyncio.CancelledError):
             await second
-        assert admission.waiting_pixels == 0
+        assert bench.admission.waiting_pixels == 0
+        assert bench.value("stylize_queue_depth", model="toy") == 0
         network.go.set()
         await first
 
-    asyncio.run(scene())
-    assert network.runs == 1
+    play(scene())
+    assert network.batches == [1]
 
 
-def test_a_run_that_is_abandoned_still_keeps_the_next_one_waiting() -> None:
-    network = Network()
-    admission, batcher = make(network.run, max_pixels=1000)
+def test_a_run_is_stopped_once_nobody_wants_any_of_it_and_the_next_is_served() -> None:
+    network, bench = Network(), Bench()
 
     async def scene() -> None:
-        first = asyncio.create_task(submit(admission, batcher))
-        await asyncio.to_thread(network.started.wait, 10)
-        first.cancel()
-        second = asyncio.create_task(submit(admission, batcher))
+        held = await bench.occupied(network)
+        tasks = [bench.task(network) for _ in range(2)]
+        await asyncio.sleep(0)
+        held.cancel()  # stops the first run: the two begin, together
+        while network.batches != [1, 2]:
+            await asyncio.sleep(0.005)
+        network.stopped = False
+        watch = Stopwatch()
+        following = bench.task(network, shape=(7, 7), watch=watch)
+        tasks[0].cancel()
         await asyncio.sleep(0.05)
-        assert network.runs == 1
+        assert not network.stopped  # the other still wants it
+        assert watch.stage == "queue"
+        tasks[1].cancel()
+        await asyncio.gather(held, *tasks, return_exceptions=True)
+        assert network.stopped
         network.go.set()
-        assert (await second).shape == (1, 2, 5, 3)
+        assert (await following).shape == (1, 7, 7, 3)
 
-    asyncio.run(scene())
+    play(scene())
     assert network.most == 1
+    assert network.batches == [1, 2, 1]
 
 
-def test_a_run_that_fails_fails_alone() -> None:
-    outcomes = iter([ValueError("bad"), None])
-
-    def run(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        if error := next(outcomes):
-            raise error
-        return images
-
-    admission, batcher = make(run, max_pixels=1000)
+def test_an_item_that_fails_fails_alone() -> None:
+    network, bench = Network(fails=lambda images: bool((images == 7).any())), Bench()
 
     async def scene() -> None:
-        with pytest.raises(ValueError, match="bad"):
-            await submit(admission, batcher)
-        await submit(admission, batcher)
+        first = await bench.occupied(network)
+        tasks = [bench.task(network, value=value) for value in (1, 7, 2)]
+        await asyncio.sleep(0)
+        network.go.set()
+        one, bad, two = await asyncio.gather(*tasks, return_exceptions=True)
+        assert isinstance(bad, ValueError)
+        assert [np.unique(np.asarray(result)).tolist() for result in (one, two)] == [[254], [253]]
+        await first
 
-    asyncio.run(scene())
+    play(scene())
+    assert network.batches == [1, 3, 1, 1, 1]
+
+
+def test_what_is_only_counted_costs_nobody_a_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, bench = Network(), Bench()
+    network.go.set()
+
+    def broken(*labels: str) -> None:
+        raise RuntimeError("no metrics today")
+
+    for metric in (bench.metrics.queue_depth, bench.metrics.batch_size):
+        monkeypatch.setattr(metric, "labels", broken)
+
+    async def scene() -> None:
+        assert len(await asyncio.gather(*(bench.task(network) for _ in range(3)))) == 3
+        await bench.submit(network)
+
+    play(scene())
+
+
+def test_a_network_settles_once_it_has_been_idle() -> None:
+    network, bench = Network(), Bench()
+    network.go.set()
+
+    async def scene() -> None:
+        await bench.submit(network)
+        while not network.settled:
+            await asyncio.sleep(0.02)
+
+    play(scene())
+    assert network.settled == 1
+
+
+def test_latency_is_learnt_and_neither_a_hiccup_nor_one_size_misleads_it() -> None:
+    latency = Latency()
+    assert latency.predict(10**6) == 0
+    noise = np.random.default_rng(0).normal(1, 0.05, 200)
+    for pixels, factor in zip([4096, 65_536, 262_144, 10**6] * 50, noise, strict=True):
+        latency.learn(pixels, (0.6 * pixels / 1e6 + 0.004) * factor)
+    assert latency.predict(2 * 10**6) == pytest.approx(1.2, rel=0.15)
+    assert latency.predict(4096) == pytest.approx(0.0065, rel=0.15)
+    latency.learn(262_144, 60.0)
+    assert latency.predict(10**6) < 1.5
+    for _ in range(200):
+        latency.learn(262_144, 2 * (0.6 * 0.262144 + 0.004))  # half as fast from now on, one size
+    assert latency.predict(262_144) == pytest.approx(0.3226, rel=0.05)
+    assert latency.predict(1) >= 0
+
+
+def test_a_deadline_that_cannot_be_met_is_refused_at_once_and_an_idle_service_tries() -> None:
+    network, admission, now = Network(), Admission(10**6, Metrics()), time.monotonic()
+    for pixels in (10_000, 1_000_000):
+        admission.learn(network, pixels, pixels / 1e6 * 100)  # 100 s a megapixel
+    with admission.admit(network, 10_000, now + 0.01):  # idle: it may be wrong
+        with pytest.raises(Saturated, match="deadline") as refused, admission.admit(network, 10_000, now + 1.5):
+            pass
+        assert refused.value.retry_after_s == 1
+        with admission.admit(network, 10_000, now + 60):
+            pass
+    assert admission.waiting_pixels == 0
+
+
+@pytest.mark.parametrize("size", [(64, 64), (65, 47), (33, 120)])
+def test_batches_of_the_shipped_network_have_the_very_bits_of_single_runs(size: tuple[int, int]) -> None:
+    """Through the batcher, so that stacking and splitting are part of it."""
+    stored = ModelStore(MULTISTYLE.parents[1]).load(MULTISTYLE)
+    model = ServedModel(stored, Session(stored, "cpu", 2))
+    generator = np.random.default_rng(0)
+    images = [generator.integers(0, 256, (*size, 3), np.uint8) for _ in range(4)]
+    vectors = [stored.vectors[name] for name in ("starry_night", "great_wave", "photo", "kiss")]
+    rows = [vectors[0][None], np.stack(vectors[1:3]), vectors[3][None], vectors[1][None]]
+    alone = [
+        np.concatenate([model.begin()(image[None], row[None]) for row in its])
+        for image, its in zip(images, rows, strict=True)
+    ]
+
+    async def scene() -> None:
+        for count in range(1, 5):
+            metrics = Metrics()
+            admission = Admission(10**6, metrics)
+            batcher = Batcher(admission, ThreadPoolExecutor(1), metrics, 10**6, max_wait_ms=600_000)
+            batcher._max_pixels = sum(len(its) for its in rows[:count]) * size[0] * size[1]  # full: it waits no more
+
+            async def submit(index: int, admission: Admission = admission, batcher: Batcher = batcher) -> np.ndarray:
+                with admission.admit(model, len(rows[index]) * size[0] * size[1]) as place:
+                    return await batcher.submit(model, place, images[index], rows[index], Stopwatch())
+
+            results = await asyncio.gather(*(submit(index) for index in range(count)))
+            assert all(np.array_equal(mine, theirs) for mine, theirs in zip(results, alone, strict=False))
+            sample = metrics._registry.get_sample_value("stylize_batch_size_sum", {"model": "multistyle"})
+            assert sample == sum(len(its) for its in rows[:count])
+
+    play(scene())

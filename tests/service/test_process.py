@@ -26,7 +26,7 @@ def serving(**variables: str) -> Iterator[tuple[str, str]]:
     process = subprocess.Popen(
         [sys.executable, "-m", "service"],
         cwd=ROOT,
-        env=environ | {"STYLIZE_PORT": "0"} | variables,
+        env=environ | {"STYLIZE_PORT": "0", "STYLIZE_DRAIN_DELAY_S": "0"} | variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,

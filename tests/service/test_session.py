@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,8 @@ from service.errors import ConfigurationError, ModelRefused
 from service.models.session import Session, check_provider, cpu_quota
 from service.models.store import ModelStore
 from tests.service.toy import VECTORS, classic_graph, toy_stylized, write_classic, write_conditional
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_rows_of_one_run_have_each_their_own_style(tmp_path: Path) -> None:
@@ -45,6 +49,48 @@ def test_cuda_demanded_and_missing_is_a_configuration_error() -> None:
         pytest.skip("this runtime has CUDA")
     with pytest.raises(ConfigurationError, match="STYLIZE_PROVIDER"):
         check_provider("cuda")
+
+
+EXHAUSTED = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from service.errors import OutOfMemory
+from service.models.session import Session
+from service.models.store import ModelStore
+folder = Path(sys.argv[1])
+model = ModelStore(folder.parents[1]).load(folder)
+session, row = Session(model, "cpu", 2), model.vectors["kiss"][None]
+small = np.full((1, 64, 64, 3), 90, np.uint8)
+expected = session.run(small, row)
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 300 * 2**20,) * 2)
+try:
+    session.run(np.zeros((1, 2048, 2048, 3), np.uint8), row)  # takes 1.7 GB
+except OutOfMemory:
+    sys.exit(0 if np.array_equal(session.run(small, row), expected) else "another picture")
+sys.exit("it fitted")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="bounds the address space, as Linux does")
+def test_memory_that_really_runs_out_is_told_and_the_session_lives_on() -> None:
+    multistyle = ROOT / "model_store" / "multistyle" / "1"
+    done = subprocess.run([sys.executable, "-c", EXHAUSTED, multistyle], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("size", [(40, 40), (65, 47)])
+def test_cuda_comes_within_one_of_the_cpu(size: tuple[int, int]) -> None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("NOT TESTED: this ONNX Runtime has no CUDA")
+    stored = ModelStore(ROOT / "model_store").load(ROOT / "model_store" / "multistyle" / "1")
+    images = np.random.default_rng(0).integers(0, 256, (2, *size, 3), np.uint8)
+    rows = np.stack([stored.vectors["kiss"], stored.vectors["scream"]])
+    cpu, cuda = (Session(stored, provider, 2).run(images, rows).astype(int) for provider in ("cpu", "cuda"))
+    assert np.abs(cpu - cuda).max() <= 1
 
 
 def test_telemetry_is_off() -> None:

@@ -23,10 +23,11 @@ def test_a_malformed_mix_is_refused(text: str) -> None:
 
 def test_rows_are_as_few_as_the_strength_needs() -> None:
     mix = Mix.parse("a:1,b:1")
-    assert len(rows_for(VECTORS, mix, 0)) == 0
-    assert rows_for(VECTORS, mix, 1).tolist() == [[0.5, 0.5]]
-    assert rows_for(VECTORS, mix, 0.5).tolist() == [[0.25, 0.25], [0, 0]]
-    assert rows_for({}, mix, 0.5).shape == (1, 0)
+    assert len(rows_for(VECTORS, [mix], 0)) == 0
+    assert rows_for(VECTORS, [mix], 1).tolist() == [[0.5, 0.5]]
+    assert rows_for(VECTORS, [mix], 0.5).tolist() == [[0.25, 0.25], [0, 0]]
+    assert rows_for(VECTORS, [mix, Mix.parse("a")], 0.5).tolist() == [[0.25, 0.25], [0.5, 0], [0, 0]]
+    assert rows_for({}, [mix], 0.5).shape == (1, 0)
 
 
 def test_strength_is_exact_at_both_ends_and_follows_the_formula_between() -> None:

@@ -1,0 +1,52 @@
+# docker build --target cpu -t stylize:cpu .    Targets: cpu (the default) and gpu (CUDA 13; never run on a GPU yet).
+ARG PYTHON_IMAGE=docker.io/library/python:3.11-slim-bookworm
+
+FROM ${PYTHON_IMAGE} AS requirements
+WORKDIR /build
+COPY constraints.txt pyproject.toml ./
+RUN python3 -c "import pathlib, tomllib; \
+project = tomllib.loads(pathlib.Path('pyproject.toml').read_text())['project']; \
+extras = project['optional-dependencies']; \
+[pathlib.Path(f'{name}.txt').write_text('\n'.join(project['dependencies'] + extras['container'] + extras[name])) \
+ for name in ('cpu', 'gpu')]" \
+ && python3 -m venv --without-pip /opt/stylize
+
+# onnxruntime and onnxruntime-gpu share an import name and must never meet: a stage each.
+FROM requirements AS cpu-packages
+RUN python3 -m pip --python /opt/stylize install --no-cache-dir --constraint constraints.txt --requirement cpu.txt
+
+FROM requirements AS gpu-packages
+RUN python3 -m pip --python /opt/stylize install --no-cache-dir --constraint constraints.txt --requirement gpu.txt
+
+FROM ${PYTHON_IMAGE} AS runtime
+ARG COMMIT=unknown
+LABEL org.opencontainers.image.title="stylize" \
+      org.opencontainers.image.description="A style-transfer service: POST a photo, get a painting back" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.revision="${COMMIT}"
+ENV PATH=/opt/stylize/bin:${PATH} \
+    PYTHONUNBUFFERED=1 \
+    ORT_DISABLE_TELEMETRY=1 \
+    STYLIZE_COMMIT=${COMMIT} \
+    STYLIZE_HOST=0.0.0.0 \
+    STYLIZE_PORT=8000
+WORKDIR /app
+EXPOSE 8000
+STOPSIGNAL SIGTERM
+USER 65532:65532
+HEALTHCHECK --interval=10s --timeout=3s --start-period=20s \
+    CMD ["python", "-c", "import os, urllib.request as http; http.urlopen(f'http://127.0.0.1:{os.environ[\"STYLIZE_PORT\"]}/livez', timeout=2)"]
+# The first process reaps what others leave behind and passes signals on.
+ENTRYPOINT ["dumb-init", "--", "python", "-m", "service"]
+
+FROM runtime AS gpu
+COPY --from=gpu-packages /opt/stylize /opt/stylize
+COPY model_store model_store
+COPY service service
+RUN ["python", "-m", "service.models", "model_store"]
+
+FROM runtime AS cpu
+COPY --from=cpu-packages /opt/stylize /opt/stylize
+COPY model_store model_store
+COPY service service
+RUN ["python", "-m", "service.models", "model_store"]

@@ -1,0 +1,60 @@
+"""A model store at work in this very process, without a server: the same fields, models, images and errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from service.client import Order, Refused, Stylized
+from service.errors import InvalidFields, ModelRefused, ServiceError
+from service.images import decode, encode, open_photo
+from service.models.catalog import Catalog, ServedModel
+from service.models.session import Session, check_provider, cpu_quota
+from service.models.store import ModelStore, StyleEntry
+from service.painting import decode_masks, finished, model_for, open_mask
+from service.schemas import StylizeFields
+
+MAX_PIXELS = 178_956_970  # Pillow's own alarm
+MAX_SIDE = 2048
+
+
+class Local:
+    """Fills orders as ``service.client.Client`` does. Every model of the store is verified and loaded at once.
+
+    Raises ModelRefused where the store cannot be trusted, ConfigurationError where ``provider`` is not to be had.
+    """
+
+    def __init__(self, store: Path, provider: Literal["auto", "cuda", "cpu"] = "auto") -> None:
+        check_provider(provider)
+        threads = cpu_quota()
+        models = ModelStore(store)
+        stored = [model for folder in models.folders() if (model := models.load(folder)).card.kind != "features"]
+        if not stored:
+            raise ModelRefused(str(store), "holds no network that can stylise")
+        self._catalog = Catalog.of([ServedModel(model, Session(model, provider, threads)) for model in stored])
+
+    def styles(self) -> list[StyleEntry]:
+        return list(self._catalog.styles())
+
+    def fill(self, order: Order) -> Stylized:
+        """Raises Refused, with the status and code that the server would have answered."""
+        try:
+            return self._fill(order)
+        except ServiceError as error:
+            offences = error.offences if isinstance(error, InvalidFields) else ()
+            raise Refused(error.status, error.code, error.detail, offences, None) from error
+
+    def _fill(self, order: Order) -> Stylized:
+        fields = StylizeFields.read(list(order.fields.items()), self._catalog, files=order.files)
+        model = model_for(fields, self._catalog)
+        photo = open_photo(order.image, MAX_PIXELS)
+        mask = open_mask(order.files, MAX_PIXELS)
+        size = photo.size_within(fields.max_side or MAX_SIDE)
+        picture = decode(photo, size)
+        masks = decode_masks(mask, fields, size)
+        rows = model.rows(fields.mixes, fields.strength)
+        images = picture.rgb[None]
+        outputs = model.begin()(images.repeat(len(rows), axis=0), rows) if len(rows) else images
+        format = fields.format or photo.format
+        content = encode(finished(model, picture, outputs, fields, masks), format, fields.quality)
+        return Stylized(content, format, str(fields.style or fields.mask_styles), model.card.label)

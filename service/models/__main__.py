@@ -1,0 +1,33 @@
+"""``python -m service.models STORE``: is a store fit to serve? Verifies every card and checksum, runs every network."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from service.errors import ModelRefused
+from service.models.session import Session, cpu_quota
+from service.models.store import ModelStore
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0 where every model is sound; else 1, and what is wrong with the first that is not on stderr."""
+    parser = argparse.ArgumentParser(prog="python -m service.models", description=__doc__)
+    parser.add_argument("store", type=Path, help="folder of <model>/<version>/model.json")
+    store = ModelStore(parser.parse_args(arguments).store)
+    try:
+        for folder in store.folders():
+            stored = store.load(folder)
+            if stored.card.graph:
+                Session(stored, "cpu", cpu_quota()).settle()
+            print(f"{stored.card.label}: sound")
+    except ModelRefused as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""From valid fields to a picture, but for the run itself: the same steps on the server and without one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from service.colour import keep_color
+from service.errors import InvalidFields, Offence, ServiceError
+from service.images import Photo, Picture, decode_mask, decode_regions, open_photo
+from service.masks import Mask, composed
+from service.models.catalog import Catalog, ServedModel
+from service.models.style import Pixels
+from service.schemas import StylizeFields
+
+
+def model_for(fields: StylizeFields, catalog: Catalog) -> ServedModel:
+    """The model asked for, or the first choice for these styles. Raises InvalidFields where none has them all."""
+    able = catalog.models_with(fields.style_names)
+    chosen = [model for model in able if fields.model in (None, model.card.name)]
+    if chosen:
+        return chosen[0]
+    wanted = ", ".join(sorted(fields.style_names))
+    names = ", ".join(model.card.name for model in able) or "none"
+    if fields.model:
+        raise InvalidFields([Offence("model", f"{fields.model} cannot do {wanted}; models that can: {names}")])
+    raise InvalidFields([Offence("style" if fields.style else "mask_styles", f"no one model can mix {wanted}")])
+
+
+def open_mask(files: Mapping[str, bytes], max_pixels: int) -> Photo | None:
+    """The header of ``mask`` or ``masks``, where one was sent; at most one is, once the fields are valid.
+
+    Raises what ``open_photo`` does, naming the field; InvalidFields for ``masks`` that are not an indexed PNG.
+    """
+    for field, content in files.items():
+        with _naming(field):
+            photo = open_photo(content, max_pixels)
+        if field == "masks" and photo.image.mode != "P":
+            raise InvalidFields([Offence(field, f"must be an indexed PNG (a palette), not {photo.image.mode}")])
+        return photo
+    return None
+
+
+def decode_masks(photo: Photo | None, fields: StylizeFields, size: tuple[int, int]) -> list[Mask]:
+    """A mask (H, W) for each of the fields' mixes, or none. ``size`` is (width, height). Raises InvalidImage."""
+    if photo is None:
+        return []
+    if fields.mask_styles is None:
+        with _naming("mask"):
+            return [decode_mask(photo, size)]
+    with _naming("masks"):
+        return decode_regions(photo, size, list(fields.mask_styles.styles))
+
+
+def finished(
+    model: ServedModel, picture: Picture, outputs: Pixels, fields: StylizeFields, masks: Sequence[Mask]
+) -> Picture:
+    """The picture from the outputs (R, H, W, 3) of ``model.rows(fields.mixes, fields.strength)``."""
+    if fields.strength == 0:
+        return picture
+    painted = [
+        keep_color(stylized, picture.rgb, fields.preserve_color, picture.alpha)
+        for stylized in model.finish(picture.rgb, outputs, fields.strength, len(fields.mixes))
+    ]
+    return Picture(composed(picture.rgb, painted, masks) if masks else painted[0], picture.alpha)
+
+
+@contextmanager
+def _naming(field: str) -> Iterator[None]:
+    """Say which file it was, where it was not the photo."""
+    try:
+        yield
+    except ServiceError as error:
+        raise type(error)(f"{field}: {error.detail}") from error

@@ -1,0 +1,80 @@
+// The gallery of styles, and a slider for each one that was chosen.
+
+import { t } from "/web/strings.js";
+
+const $ = (id) => document.getElementById(id);
+const FAVOURITE = "starry_night";
+
+export class Mixer {
+  /** `changed()` is called whenever the mix is another. */
+  constructor(styles, changed) {
+    styles = styles.toSorted((a, b) => (b.name === FAVOURITE) - (a.name === FAVOURITE));
+    this.styles = new Map(styles.map((style) => [style.name, style]));
+    this.weights = new Map();
+    this.changed = changed;
+    $("gallery").replaceChildren(...styles.map((style) => this.card(style)));
+    this.toggle(styles[0].name, true);
+  }
+
+  /** As the field `style` has it; "" where nothing is chosen. */
+  get mix() {
+    return [...this.weights].map(([name, weight]) => `${name}:${weight}`).join(",");
+  }
+
+  titleOf(applied) {
+    return applied.split(",").map((part) => {
+      const [name, weight] = part.split(":");
+      const title = this.styles.get(name)?.title ?? name;
+      return weight ? `${title} ${Math.round(weight * 100)} %` : title;
+    }).join(" + ");
+  }
+
+  toggle(name, chosen) {
+    chosen ? this.weights.set(name, 50) : this.weights.delete(name);
+    $("gallery").querySelector(`[value="${name}"]`).checked = chosen;
+    this.draw();
+    this.changed();
+  }
+
+  /** A slider a style; with one style alone there is nothing to weigh. */
+  draw() {
+    $("mix-set").hidden = this.weights.size < 2;
+    $("mix").replaceChildren(...[...this.weights.keys()].map((name) => this.slider(name)));
+    this.percent();
+  }
+
+  percent() {
+    const total = [...this.weights.values()].reduce((sum, weight) => sum + weight, 0);
+    for (const output of $("mix").querySelectorAll("output")) {
+      output.value = `${Math.round(100 * this.weights.get(output.dataset.style) / total)} %`;
+    }
+  }
+
+  slider(name) {
+    const { title } = this.styles.get(name);
+    const row = make("div", { className: "slider" });
+    const input = make("input", { type: "range", min: 1, max: 100, value: this.weights.get(name), id: `weight-${name}` });
+    input.setAttribute("aria-label", t("weight", { title }));
+    const output = make("output");
+    output.dataset.style = name;
+    input.addEventListener("input", () => {
+      this.weights.set(name, input.valueAsNumber);
+      this.percent();
+      this.changed();
+    });
+    row.append(make("label", { htmlFor: input.id, textContent: title }), input, output);
+    return row;
+  }
+
+  card(style) {
+    const card = make("label", { className: "card", title: style.credit });
+    const box = make("input", { type: "checkbox", className: "unseen", value: style.name });
+    box.addEventListener("change", () => this.toggle(style.name, box.checked));
+    const text = make("span", { textContent: style.title });
+    text.append(make("small", { textContent: `${style.artist}, ${style.year}` }));
+    card.append(box, make("img", { src: style.links.preview, alt: "", loading: "lazy" }), text);
+    return card;
+  }
+}
+
+const make = (tag, properties = {}) => Object.assign(document.createElement(tag), properties);

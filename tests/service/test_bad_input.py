@@ -1,0 +1,138 @@
+"""Hostile and broken clients, over sockets of their own: answered or cut, and the service goes on."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import httpx2 as httpx
+import pytest
+
+from tests.service.live import PATIENCE_S, Live, live, request
+from tests.service.pictures import encoded, gradient
+
+PNG = encoded(gradient(20, 10))
+CHUNKED = b"Host: x\r\nContent-Type: image/png\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.fixture(scope="module")
+def service(toy_store: Path) -> Iterator[Live]:
+    limits = {"STYLIZE_UPLOAD_TIMEOUT_S": "1.5", "STYLIZE_MAX_UPLOAD_BYTES": "100000"}
+    with live(STYLIZE_MODEL_STORE=str(toy_store), **limits) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def _neighbours_are_served(service: Live) -> Iterator[None]:
+    yield
+    url = f"{service.url}/stylize?style=red"
+    assert httpx.post(url, content=PNG, headers={"Content-Type": "image/png"}, timeout=PATIENCE_S).status_code == 200
+    service.wait_for("stylize_in_flight", 0)
+
+
+def connect(service: Live) -> closing[socket.socket]:
+    return closing(socket.create_connection(service.address, timeout=PATIENCE_S))
+
+
+def rest(connection: socket.socket) -> bytes:
+    """What comes until the service closes, as it must."""
+    answer = b""
+    try:
+        while chunk := connection.recv(65536):
+            answer += chunk
+    except ConnectionResetError:
+        pass
+    return answer
+
+
+def drip(connection: socket.socket, piece: bytes, every_s: float) -> bytes:
+    """Send ``piece`` again and again until an answer comes or the service hangs up."""
+    give_up = time.monotonic() + PATIENCE_S
+    connection.settimeout(every_s)
+    while time.monotonic() < give_up:
+        try:
+            connection.sendall(piece)
+            return connection.recv(65536)
+        except TimeoutError:
+            continue
+        except (ConnectionResetError, BrokenPipeError):
+            return b""
+    raise AssertionError("neither answered nor cut")
+
+
+def test_an_upload_byte_by_byte_is_408(service: Live) -> None:
+    with connect(service) as connection:
+        connection.sendall(request(b"x" * 5000, "style=red")[:-5000])
+        assert b" 408 " in drip(connection, b"x", 0.2)
+
+
+def test_a_head_byte_by_byte_is_cut(service: Live) -> None:
+    with connect(service) as connection:
+        connection.sendall(b"GET /livez HTTP/1.1\r\n")
+        assert b" 408 " in drip(connection, b"X", 1)
+
+
+@pytest.mark.parametrize("count", [10_000, 100_000])
+def test_ten_thousand_headers_are_refused(service: Live, count: int) -> None:
+    with connect(service) as connection:
+        try:
+            connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n" + b"a: b\r\n" * count + b"\r\n")
+        except (ConnectionResetError, BrokenPipeError):
+            return
+        assert b"200 OK" not in rest(connection)
+
+
+@pytest.mark.parametrize("path", [b"POST /stylize?style=red", b"POST /nothing", b"GET /livez", b"POST /livez"])
+def test_a_chunked_body_without_end_is_cut(service: Live, path: bytes) -> None:
+    with connect(service) as connection:
+        connection.sendall(path + b" HTTP/1.1\r\n" + CHUNKED)
+        answer = drip(connection, b"1000\r\n" + b"x" * 0x1000 + b"\r\n", 0.01)
+        assert not answer or b"connection: close" in answer.lower()
+        if path.startswith(b"POST /stylize"):
+            assert not answer or b" 413 " in answer
+        rest(connection)
+
+
+def test_more_parts_than_are_taken_are_400(service: Live) -> None:
+    part = b'--b\r\nContent-Disposition: form-data; name="a"\r\n\r\n1\r\n'
+    body = part * 1500  # as many as the bound on bytes lets through
+    with connect(service) as connection:
+        connection.sendall(request(body + b"--b--\r\n", "style=red", "multipart/form-data; boundary=b"))
+        assert b" 400 " in rest(connection)
+
+
+@pytest.mark.parametrize(
+    ("length", "status"), [("-1", b" 400 "), ("1, 2", b" 400 "), ("999", b" 408 "), ("nan", b" 400 ")]
+)
+def test_a_wrong_content_length_is_answered(service: Live, length: str, status: bytes) -> None:
+    head = f"POST /stylize?style=red HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {length}\r\n\r\n"
+    with connect(service) as connection:
+        connection.sendall(head.encode() + PNG[:100])
+        assert status in rest(connection)
+
+
+def test_what_follows_a_body_that_was_longer_than_said_is_no_request(service: Live) -> None:
+    with connect(service) as connection:
+        connection.sendall(request(PNG, "style=red") + b"\0 garbage\r\n\r\n")
+        answer = rest(connection)
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert b"HTTP/1.1 400 " in answer
+
+
+def test_a_half_closed_socket_is_cut(service: Live) -> None:
+    with connect(service) as connection:
+        connection.sendall(request(PNG, "style=red")[:-10])
+        connection.shutdown(socket.SHUT_WR)
+        assert rest(connection) == b""
+
+
+def test_connections_that_never_ask_keep_nobody_waiting(service: Live) -> None:
+    idle = [socket.create_connection(service.address) for _ in range(200)]
+    try:
+        assert httpx.get(f"{service.url}/livez", timeout=PATIENCE_S).status_code == 200
+    finally:
+        for connection in idle:
+            connection.close()
