@@ -14,6 +14,7 @@ from service.gatys.vgg import VGG
 EDGE = 1 / 512  # pixels start this far inside 0-1, where the sigmoid still has a slope
 HISTORY = 20
 LOSS_SCALE = 1e4  # keeps L-BFGS's curvature tests clear of fp32's smallest differences
+FIRST_STEP = 0.01  # mean change of a logit that the first line search begins with
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,13 @@ def optimize(objective: Objective, start: Tensor, *, evaluations: int) -> Tensor
     """Minimises the objective by L-BFGS from `start` (1, 3, H, W), 0-1; the result is in 0-1.
 
     Unlike the public implementations, which optimise unbounded pixels and clip when saving, the pixels are the
-    sigmoid of what is optimised: what is shown is what was optimised.
+    sigmoid of what is optimised: what is shown is what was optimised. torch's first step is one of length 1 in the L1
+    norm, next to nothing for a picture, and would drown in the noise of bf16; so the unit is chosen to suit.
     """
-    logits = torch.logit(start.clamp(EDGE, 1 - EDGE)).contiguous().requires_grad_(True)
+    unit = FIRST_STEP * start.numel()
+    scaled_logits = (torch.logit(start.clamp(EDGE, 1 - EDGE)) / unit).contiguous().requires_grad_(True)
     optimizer = torch.optim.LBFGS(
-        [logits],
+        [scaled_logits],
         max_iter=evaluations,
         max_eval=evaluations,
         history_size=HISTORY,
@@ -86,14 +89,16 @@ def optimize(objective: Objective, start: Tensor, *, evaluations: int) -> Tensor
     def closure() -> Tensor:
         nonlocal best, best_loss
         optimizer.zero_grad()
-        picture = torch.sigmoid(logits)
+        picture = torch.sigmoid(scaled_logits * unit)
         loss = objective(picture)
         if loss.item() < best_loss:
             best, best_loss = picture.detach().clone(), loss.item()
         scaled = loss * LOSS_SCALE
         scaled.backward()  # type: ignore[no-untyped-call]
-        assert logits.grad is not None
-        logits.grad = logits.grad.contiguous()  # channels_last gradients would be flattened in another order
+        assert scaled_logits.grad is not None
+        scaled_logits.grad = (
+            scaled_logits.grad.contiguous()
+        )  # channels_last gradients would be flattened in another order
         return scaled
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]

@@ -23,11 +23,21 @@ def photo() -> torch.Tensor:
     return load_picture(PHOTOS / "china_temple.jpg", short_side=96)
 
 
-def test_optimisation_lowers_the_loss_and_stays_in_range(photo: torch.Tensor) -> None:
-    vgg = VGG.load(VGG_WEIGHTS)
+def objective_of(vgg: VGG, photo: torch.Tensor) -> Objective:
     with torch.no_grad():
         painting = vgg(load_picture(PHOTOS / "flower.jpg", short_side=96), TRAINING_STYLE_LAYERS)
-    objective = Objective(vgg, photo, grams_of(painting, TRAINING_STYLE_LAYERS), content_layer=TRAINING_CONTENT_LAYER)
+    return Objective(vgg, photo, grams_of(painting, TRAINING_STYLE_LAYERS), content_layer=TRAINING_CONTENT_LAYER)
+
+
+def test_first_steps_are_not_lost_in_the_noise_of_bf16() -> None:
+    photo = load_picture(PHOTOS / "mariachi.jpg", short_side=288)
+    objective = objective_of(VGG.load(VGG_WEIGHTS, dtype=torch.bfloat16), photo)
+    picture = optimize(objective, photo, evaluations=8)
+    assert objective.losses(picture).total < objective.losses(photo).total * 0.8
+
+
+def test_optimisation_lowers_the_loss_and_stays_in_range(photo: torch.Tensor) -> None:
+    objective = objective_of(VGG.load(VGG_WEIGHTS), photo)
     start, picture = objective.losses(photo), optimize(objective, photo, evaluations=20)
     end = objective.losses(picture)
     assert start.content == pytest.approx(0, abs=1e-6)
