@@ -79,8 +79,9 @@ class Metrics:
 
     def _add_jobs(self, registry: CollectorRegistry) -> None:
         self.jobs = Gauge("stylize_jobs", "Jobs kept, by status.", ["status"], registry=registry)
-        self.jobs_finished = Counter(
-            "stylize_jobs", "Jobs finished: succeeded, failed, cancelled.", ["outcome"], registry=registry
+        # A Counter's family would be called stylize_jobs, as the gauge is; this one is only ever counted up.
+        self.jobs_finished = Gauge(
+            "stylize_jobs_total", "Jobs finished: succeeded, failed, cancelled.", ["outcome"], registry=registry
         )
         self.job_duration = Histogram(
             "stylize_job_duration_seconds",

@@ -169,8 +169,8 @@ class EmbeddedQueue:
             for name, content in order.files.items():
                 _write(folder / f"{name}.png", content)
             with self._transaction() as db:
-                if known := self._known_in(db, order, fingerprint):
-                    raise _AlreadyThere(known)
+                if twin := self._known_in(db, order, fingerprint):
+                    raise _AlreadyThere(twin)
                 self._check_room(db)
                 db.execute(
                     "INSERT INTO jobs (id, client, status, parameters, created_at, idempotency_key, fingerprint,"

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from service.errors import DeadlineExceeded, GatysUnavailable, NotFound
-from service.jobs.job import FINAL, Event, Job, Lease, Status
+from service.jobs.job import Event, Job, Lease, Status
 from service.jobs.queue import JobQueue, LeaseLost, QueueUnusable
 from service.jobs.webhook import Webhooks
 from service.metrics import Metrics
@@ -48,8 +48,17 @@ class Crew:
 class Supervisor:
     """Runs the workers of a queue, inside the web process's event loop. ``open_queue`` raises QueueUnusable."""
 
-    def __init__(self, open_queue: OpenQueue, crew: Crew, metrics: Metrics, webhooks: Webhooks | None) -> None:
+    def __init__(
+        self,
+        open_queue: OpenQueue,
+        crew: Crew,
+        metrics: Metrics,
+        webhooks: Webhooks | None,
+        ending: asyncio.Event,
+    ) -> None:
+        """``ending`` is set when the service is about to end."""
         self._open, self._crew, self._metrics, self._webhooks = open_queue, crew, metrics, webhooks
+        self._ending = ending
         self._queue: JobQueue | None = None
         self._unusable = "the queue is not open"
         self._tasks: list[asyncio.Task[None]] = []
@@ -112,27 +121,36 @@ class Supervisor:
         return before
 
     async def watch(self, job_id: str, after: int, heartbeat_s: float) -> AsyncIterator[Event | None]:
-        """The job's events with an id above ``after``, as they come, to the last; None where nothing came for
-        ``heartbeat_s``. Any number may watch. Raises NotFound at once or when the job vanishes."""
-        while True:
+        """The job's events with an id above ``after``, as they come, to the last, or to the end of the service; None
+        where nothing came for ``heartbeat_s``. Any number may watch. Raises NotFound."""
+        while not self._ending.is_set():
             told = self._told.setdefault(job_id, asyncio.Event())
-            events = await asyncio.to_thread(self.queue.events, job_id, after)
+            try:
+                events = await asyncio.to_thread(self.queue.events, job_id, after)
+                job = await asyncio.to_thread(self.queue.get, job_id)
+            except NotFound:
+                self._tell(job_id)
+                raise
             for event in events:
                 after = event.id
                 yield event
-                if event.type in FINAL:
+            if job.status not in ("queued", "running"):  # read after the events: is the last one among them?
+                missed = await asyncio.to_thread(self.queue.events, job_id, after)
+                self._tell(job_id)
+                if not missed:
                     return
-            if not events:
-                job = await asyncio.to_thread(self.queue.get, job_id)
-                if job.status not in ("queued", "running"):
-                    if not await asyncio.to_thread(self.queue.events, job_id, after):
-                        return
-                    continue
-                try:
-                    async with asyncio.timeout(heartbeat_s):
-                        await told.wait()
-                except TimeoutError:
-                    yield None
+            elif not events and not await self._wait(told, heartbeat_s):
+                yield None
+
+    async def _wait(self, told: asyncio.Event, timeout_s: float) -> bool:
+        """Whether something came, or the service ends, within the time."""
+        waits = [asyncio.create_task(event.wait()) for event in (told, self._ending)]
+        try:
+            done, _ = await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            return bool(done)
+        finally:
+            for wait in waits:
+                wait.cancel()
 
     def _tell(self, job_id: str) -> None:
         """Wake whoever waits now; who comes later reads first."""

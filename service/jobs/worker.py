@@ -26,6 +26,7 @@ from service.images import Picture, decode, decode_mask, encode, open_photo
 from service.jobs.job import Lease, Limits, Loss
 from service.jobs.parameters import Parameters
 from service.jobs.queue import EmbeddedQueue, JobQueue, LeaseLost
+from service.models.store import feature_weights
 
 if TYPE_CHECKING:
     from service.gatys.run import Checkpoint, Pixels, Progress
@@ -55,12 +56,6 @@ def main(arguments: Sequence[str]) -> int:
         job_id, attempt = orders.get().split()
         worker.work(Lease(job_id, int(attempt)))
         _say("done")
-
-
-def weights_of(store: Path, network: str) -> Path | None:
-    """The network's weights in the store, its highest version; None where it has none."""
-    found = sorted((store / network).glob(f"[1-9]*/{network}.safetensors"), key=lambda path: int(path.parent.name))
-    return found[-1] if found else None
 
 
 class Worker:
@@ -116,7 +111,7 @@ class Worker:
 
         key = parameters.network, parameters.defaults.pooling, parameters.defaults.precision
         if self._vgg is None or self._vgg[0] != key:
-            weights = weights_of(self._store, parameters.network)
+            weights = feature_weights(self._store, parameters.network)
             if weights is None:
                 raise Internal(f"the weights of {parameters.network} have left the store")
             self._vgg = key, load_vgg(weights, parameters)
