@@ -62,6 +62,7 @@ def create_app(settings: Settings) -> FastAPI:
         settings.gatys_workers,
         max(1, threads // (2 * max(1, settings.gatys_workers))),
         settings.job_timeout_s,
+        settings.result_ttl_s,
         settings.data_dir.absolute(),
         settings.model_store.absolute(),
     )

@@ -101,7 +101,8 @@ class JobQueue(Protocol):
     def sweep(self) -> None:
         """Let what is too old expire."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Give back what it holds; again is no harm."""
 
 
 SCHEMA = """
@@ -155,8 +156,9 @@ class EmbeddedQueue:
     def close(self) -> None:
         with self._lock:
             self._db.close()
-        if self._owned is not None:
-            os.close(self._owned)
+            if self._owned is not None:
+                os.close(self._owned)
+                self._owned = None
 
     def submit(self, order: Order) -> tuple[Job, bool]:
         fingerprint = _fingerprint(order)

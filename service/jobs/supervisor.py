@@ -36,11 +36,13 @@ End = Literal["done", "died", "cancelled", "time_limit"]
 
 @dataclass(frozen=True)
 class Crew:
-    """How many workers, with how many threads each; seconds that a job may take; where data and networks are."""
+    """How many workers, with how many threads each; seconds that a job may take, and that its result is kept; where
+    data and networks are."""
 
     workers: int
     threads: int
     time_limit_s: float
+    result_ttl_s: float
     data_dir: Path
     store: Path
 
@@ -164,11 +166,13 @@ class Supervisor:
             while True:
                 lease = await self._next_lease()
                 with self._state("busy"):
-                    worker = worker or await self._started()
-                    if worker is None:
-                        await self._died(lease, "did not start")
+                    try:
+                        worker = worker or await _Worker.start(self._crew)
+                    except (OSError, EOFError) as error:
+                        await self._died(lease, f"at its start, {error}")
                         await asyncio.sleep(FAILED_START_S)
-                    elif await self._do(worker, lease) != "done":
+                        continue
+                    if await self._do(worker, lease) != "done":
                         worker = None
         finally:
             if worker:
@@ -252,13 +256,6 @@ class Supervisor:
             self._webhooks.wake()
         await self._count()
 
-    async def _started(self) -> _Worker | None:
-        try:
-            return await _Worker.start(self._crew)
-        except (OSError, EOFError) as error:
-            log.error("a worker did not start: %s", error)
-            return None
-
     async def _sweep(self) -> None:
         while True:
             await asyncio.to_thread(self.queue.sweep)
@@ -296,6 +293,7 @@ class _Worker:
             str(crew.data_dir),
             str(crew.store),
             threads,
+            str(crew.result_ttl_s),
             stdin=PIPE,
             stdout=PIPE,
             cwd=Path(__file__).parents[2],
@@ -304,6 +302,7 @@ class _Worker:
         worker = cls(process)
         try:
             if await worker._line() != "ready":
+                await process.wait()
                 raise EOFError(worker.epitaph())
         except BaseException:
             await worker.kill()

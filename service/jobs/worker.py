@@ -1,8 +1,8 @@
 """A worker: a process that does the jobs whose leases it is given, one at a time. The only one that imports torch.
 
-``python -m service.jobs.worker DATA_DIR STORE THREADS``. A line ``<job id> <attempt>`` on stdin begins a job; lines on
-stdout tell of it: ``told`` (watchers have something to read) and ``done`` (whatever became of it). The end of stdin is
-the end of the service, and of this process.
+``python -m service.jobs.worker DATA_DIR STORE THREADS RESULT_TTL_S``. A line ``<job id> <attempt>`` on stdin begins a
+job; lines on stdout tell of it: ``told`` (watchers have something to read) and ``done`` (whatever became of it). The
+end of stdin is the end of the service, and of this process.
 """
 
 from __future__ import annotations
@@ -43,14 +43,15 @@ MANY_PIXELS = 2**31  # our own files were measured when they came in
 
 def main(arguments: Sequence[str]) -> int:
     """Work until stdin ends."""
-    root, store, threads = Path(arguments[0]), Path(arguments[1]), int(arguments[2])
+    root, store = map(Path, arguments[:2])
+    threads, limits = int(arguments[2]), Limits(result_ttl_s=float(arguments[3]))
     os.nice(NICE)
     orders: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(orders,), daemon=True).start()
     import torch
 
     torch.set_num_threads(threads)
-    worker = Worker(EmbeddedQueue(root, Limits(), owner=False), store)
+    worker = Worker(EmbeddedQueue(root, limits, owner=False), store)
     _say("ready")
     while True:
         job_id, attempt = orders.get().split()

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save
 
 from service.gatys.vgg import VGG, NetworkName
-from service.jobs.parameters import PRESETS, Parameters, PresetName
+from service.jobs.parameters import PRESETS, Parameters, Pooling, PresetName
 from tests.service.pictures import encoded, gradient
 from tests.service.toy import write_store
 
@@ -30,17 +30,17 @@ PHOTO = encoded(gradient(64, 48))
 PAINTING = encoded(np.random.default_rng(7).integers(0, 256, (40, 56, 3), np.uint8))
 
 
-def random_vgg(network: NetworkName = "vgg16", **options: Any) -> VGG:
+def random_vgg(network: NetworkName = "vgg16", pooling: Pooling = "max") -> VGG:
     """He-initialised: features neither vanish nor explode."""
     torch.manual_seed(3)
-    vgg = VGG(network, **options)
+    vgg = VGG(network, pooling=pooling)
     for convolution in vgg.convolutions.values():
         torch.nn.init.kaiming_normal_(convolution.weight)
         torch.nn.init.zeros_(convolution.bias)
     return vgg
 
 
-def parameters(preset: PresetName = "balanced", **changes: Any) -> Parameters:
+def parameters(preset: PresetName = "balanced", **changes: object) -> Parameters:
     chosen = PRESETS[preset]
     defaults: dict[str, Any] = {
         "preset": preset,

@@ -9,11 +9,11 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
+import httpx2 as httpx
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
@@ -239,7 +239,7 @@ def _safe_victims(service: Service) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def client(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def client(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     """No worker ever has to start for it."""
     settings = Settings(
         model_store=store,
@@ -252,7 +252,9 @@ def client(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield wait_until_loaded(client)
 
 
-def order(client: TestClient, image: bytes = PHOTO, painting: bytes | None = PAINTING, **fields: object) -> Any:
+def order(
+    client: TestClient, image: bytes = PHOTO, painting: bytes | None = PAINTING, **fields: object
+) -> httpx.Response:
     files = {"image": ("a", image)} | ({"style_image": ("b", painting)} if painting is not None else {})
     return client.post("/gatys", files=files, data={name: str(value) for name, value in fields.items()})
 
@@ -334,14 +336,15 @@ def test_an_unknown_job_is_404(client: TestClient, path: str) -> None:
 
 
 WITHOUT_TORCH = """
-import importlib.abc, importlib.machinery, os, pathlib, sys, time
+import os, pathlib, sys, time
+from importlib.machinery import PathFinder
 
-class Blocked(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        return None if name in HEAVY else importlib.machinery.PathFinder.find_spec(name, path, target)
+class Blocked(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name in ("torch", "safetensors") else super().find_spec(name, path, target)
 
-HEAVY = ("torch", "safetensors")
-sys.meta_path = [finder for finder in sys.meta_path if finder is not importlib.machinery.PathFinder] + [Blocked()]
+sys.meta_path = [Blocked if finder is PathFinder else finder for finder in sys.meta_path]
 from fastapi.testclient import TestClient
 from service.app import create_app
 from service.settings import Settings
