@@ -85,7 +85,7 @@ def running_service() -> Iterator[RunningService]:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     started = time.perf_counter()
-    environment = {**os.environ, "STYLIZE_PORT": str(port)}
+    environment = {**os.environ, "STYLIZE_PORT": str(port), "STYLIZE_DRAIN_DELAY_S": "0"}
     with subprocess.Popen([sys.executable, "-m", "service"], env=environment, stdout=subprocess.DEVNULL) as process:
         try:
             while not _ready(port):

@@ -55,7 +55,7 @@ def publish(
         for slot, painting in enumerate(paintings):
             vector = write_vector(folder, painting.name, vectors[slot]) if conditional else None
             write_preview(folder, painting.name, graph, photo, vectors[slot] if conditional else None)
-            entries.append(style_entry(painting, run.config["painting_side"], vector))
+            entries.append(style_entry(painting, run.config["painting_side"], vector, ship(folder, painting)))
         photo_vector = None if run.photo_vector is None else write_vector(folder, PHOTO, run.photo_vector.numpy())
         card = Card(
             schema=1,
@@ -143,7 +143,17 @@ def preview_picture(path: Path) -> np.ndarray:
     return pixels
 
 
-def style_entry(painting: Painting, side: int, vector: str | None) -> StyleEntry:
+def ship(folder: Path, painting: Painting) -> str | None:
+    """Copies the painting beside the model where it may be shipped, and gives its path inside the model's folder."""
+    if not painting.may_ship:
+        return None
+    path = f"paintings/{painting.name}{painting.path.suffix}"
+    (folder / path).parent.mkdir(exist_ok=True)
+    shutil.copyfile(painting.path, folder / path)
+    return path
+
+
+def style_entry(painting: Painting, side: int, vector: str | None, shipped: str | None = None) -> StyleEntry:
     """The card's words on a style; the checksum is of the very file that it was trained from."""
     return StyleEntry(
         name=painting.name,
@@ -155,6 +165,7 @@ def style_entry(painting: Painting, side: int, vector: str | None) -> StyleEntry
         painting_side_px=side,
         vector=vector,
         preview=preview_path(painting.name),
+        painting=shipped,
     )
 
 

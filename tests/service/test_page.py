@@ -150,9 +150,9 @@ def test_only_what_was_brushed_is_painted(page: Page, photo: Path, tmp_path: Pat
 
 def test_before_and_after_are_compared_by_the_keyboard(page: Page, photo: Path) -> None:
     page.set_input_files("#file", photo)
-    handle = page.get_by_label(re.compile("Before and after"))
-    handle.press("End")
-    assert page.locator("#stage").evaluate("stage => stage.style.getPropertyValue('--at')") == "100%"
+    said(page, " · ")
+    page.get_by_label(re.compile("Before and after")).press("End")
+    expect(page.locator("#stage")).to_have_attribute("style", re.compile("--at: *100%"), timeout=PATIENCE_MS)
 
 
 def test_it_speaks_chinese_and_remembers(page: Page) -> None:
