@@ -168,9 +168,10 @@ def _add_style(options: argparse.Namespace) -> None:
 
 
 def _fetch(options: argparse.Namespace) -> None:
-    from export.fetch import fetch_vgg16
+    from export.fetch import fetch_vgg16, fetch_vgg19
 
-    card = fetch_vgg16(options.source, options.store)
+    fetch = fetch_vgg16 if options.network == "vgg16" else fetch_vgg19
+    card = fetch(options.source, options.store)
     print(f"{card.label} is in {options.store}")
 
 
@@ -277,8 +278,12 @@ def _parser() -> argparse.ArgumentParser:
     _vgg_option(add_style)
 
     fetch = command("fetch", _fetch, "Put VGG weights into the store, checked by their sha256.")
-    fetch.add_argument("network", choices=("vgg16",))
-    fetch.add_argument("--source", required=True, help="path or http(s) address of vgg16.safetensors")
+    fetch.add_argument("network", choices=("vgg16", "vgg19"))
+    fetch.add_argument(
+        "--source",
+        required=True,
+        help="path or http(s) address of vgg16.safetensors, or of torchvision's vgg19-dcbb9e9d.pth",
+    )
     fetch.add_argument("--store", type=Path, default=STORE)
     return parser
 

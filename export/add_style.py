@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from export.data import Painting
-from export.publish import preview_path, preview_picture, style_entry, write_card, write_preview, write_vector
+from export.publish import preview_path, preview_picture, ship, style_entry, write_card, write_preview, write_vector
 from export.to_onnx import PixelGraph, load_graph
 from export.train import StyledNetwork, TrainConfig, Trainer
 from export.verify import verify
@@ -89,8 +89,10 @@ def _install(model: Path, stored: StoredModel, painting: Painting, trainer: Trai
     verify(graph, model / stored.card.graph, vector, [photo])
     path = write_vector(model, painting.name, vector[0])
     write_preview(model, painting.name, graph, photo, vector[0])
-    entry = style_entry(painting, trainer.config.painting_side, path)
-    added = {name: file_sha256(model / name) for name in (path, preview_path(painting.name))}
+    shipped = ship(model, painting)
+    entry = style_entry(painting, trainer.config.painting_side, path, shipped)
+    written = (path, preview_path(painting.name), *((shipped,) if shipped else ()))
+    added = {name: file_sha256(model / name) for name in written}
     card = stored.card.model_copy(update={"styles": (*stored.card.styles, entry), "files": stored.card.files | added})
     write_card(model, Card.model_validate(card.model_dump(by_alias=True)))
     return card

@@ -196,7 +196,7 @@ class _Search:
     def _is_flat(self) -> bool:
         if self.count <= PLATEAU_EVALUATIONS:
             return False
-        return self.best_losses[-1] > (1 - PLATEAU_GAIN) * self.best_losses[-1 - PLATEAU_EVALUATIONS]
+        return self.best_losses[-1] >= (1 - PLATEAU_GAIN) * self.best_losses[-1 - PLATEAU_EVALUATIONS]
 
 
 def _lbfgs(search: _Search) -> None:

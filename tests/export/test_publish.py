@@ -47,6 +47,17 @@ def stored_at(target: Path) -> StoredModel:
     return ModelStore(target.parent.parent).load(target)
 
 
+def test_a_painting_is_shipped_only_where_it_may_be(
+    make_trainer: MakeTrainer, paintings: list[Painting], tmp_path: Path
+) -> None:
+    target = tmp_path / "store" / "tiny" / "1"
+    chosen = [replace(paintings[0], may_ship=True), paintings[1]]
+    card = published(make_trainer, chosen, target)
+    assert [style.painting for style in card.styles] == ["paintings/china_temple.png", None]
+    assert stored_at(target).paintings == {"china_temple": paintings[0].path.read_bytes()}
+    assert card.files["paintings/china_temple.png"] == card.styles[0].painting_sha256
+
+
 def test_published_model_is_accepted_and_run_by_the_service(
     make_trainer: MakeTrainer, paintings: list[Painting], tmp_path: Path
 ) -> None:

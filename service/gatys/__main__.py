@@ -1,0 +1,214 @@
+"""python -m service.gatys bench | sheet: what the presets cost and reach on this machine, and how they look."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageOps
+
+from service.gatys.losses import GATYS_STYLE_LAYERS, grams_of
+from service.gatys.optimize import Evaluation, Objective, optimize
+from service.gatys.run import Pixels, load_vgg, paint
+from service.gatys.vgg import VGG
+from service.jobs.parameters import PRESETS, Parameters, PresetName
+from service.models.store import feature_weights
+
+STORE = Path(__file__).parents[2] / "model_store"
+RELATIVE: tuple[PresetName, ...] = ("fast", "balanced", "best")  # those of the reference's own losses
+GAP, LABEL = 6, 18  # pixels
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0 when it was done."""
+    options = _parser().parse_args(arguments)
+    torch.manual_seed(options.seed)
+    if options.command == "bench":
+        print(_table(_bench(options)))
+    else:
+        _sheet(options)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m service.gatys", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    bench = commands.add_parser("bench", help="presets against the reference: CPU time and loss on the shown picture")
+    bench.add_argument("--photo", type=Path, required=True)
+    bench.add_argument("--painting", type=Path, required=True)
+    bench.add_argument("--reference", type=int, default=500, help="evaluations from noise, fp32")
+    bench.add_argument("--plain", type=int, default=200, help="evaluations from the photo, fp32, unbounded pixels")
+    sheet = commands.add_parser("sheet", help="photos x paintings x presets in one picture")
+    sheet.add_argument("file", type=Path)
+    sheet.add_argument("--photos", type=Path, nargs="+", required=True)
+    sheet.add_argument("--paintings", type=Path, nargs="+", required=True)
+    for command, side, presets in ((bench, 384, RELATIVE), (sheet, 256, tuple(PRESETS))):
+        command.add_argument("--side", type=int, default=side, help="the longer side, in pixels")
+        command.add_argument("--presets", nargs="+", choices=tuple(PRESETS), default=presets)
+        command.add_argument("--iterations", type=int, help="at most so many, whatever the preset says")
+        command.add_argument("--seed", type=int, default=1)
+        command.add_argument("--store", type=Path, default=STORE)
+    return parser
+
+
+@dataclass
+class Row:
+    """One way to optimise. `curve` has CPU seconds so far and the loss of the picture as shown, per evaluation."""
+
+    title: str
+    curve: list[tuple[float, float]] = field(default_factory=list)
+
+    @property
+    def cpu_s(self) -> float:
+        return self.curve[-1][0]
+
+    @property
+    def loss(self) -> float:
+        """The least reached: what a run gives is its best picture."""
+        return min(loss for _, loss in self.curve)
+
+    def reaches(self, loss: float) -> int | None:
+        """The first evaluation, from 1, whose shown picture has at most this loss."""
+        return next((count for count, (_, shown) in enumerate(self.curve, start=1) if shown <= loss), None)
+
+
+class _Judge:
+    """Losses of a picture as shown (clamped, 8 bits) by the presets' own objective in fp32, outside of the clock."""
+
+    def __init__(self, objective: Objective, title: str) -> None:
+        self._objective, self.row = objective, Row(title)
+        self._judging_s, self._begun = 0.0, time.process_time()
+
+    def see(self, shown: torch.Tensor) -> None:
+        entered = time.process_time()
+        loss = self._objective.losses(shown.float().mul(255).round().div(255)).total
+        self.row.curve.append((entered - self._begun - self._judging_s, loss))
+        self._judging_s += time.process_time() - entered
+
+
+def _bench(options: argparse.Namespace) -> list[Row]:
+    photo, painting = (_pixels(path, options.side) for path in (options.photo, options.painting))
+    fp32 = _vgg(options.store, "best", options.seed)
+    content, style = (torch.from_numpy(picture).permute(2, 0, 1)[None] / 255 for picture in (photo, painting))
+    with torch.no_grad():
+        targets = grams_of(fp32(style, GATYS_STYLE_LAYERS), GATYS_STYLE_LAYERS)
+    objective = Objective(fp32, content, targets, content_layer=PRESETS["best"].content_layer)
+    rows = []
+    for title, start, evaluations in (
+        ("reference: noise, fp32, L-BFGS", torch.rand_like(content), options.reference),
+        ("plain: photo, fp32, L-BFGS", content, options.plain),
+    ):
+        judge = _Judge(objective, f"{title}, {evaluations}")
+
+        def watch(evaluation: Evaluation, judge: _Judge = judge) -> None:
+            judge.see(evaluation.shown)
+
+        optimize(objective, start, evaluations=evaluations, bounds="none", observe=watch)
+        rows.append(judge.row)
+    for name in options.presets:
+        vgg = _vgg(options.store, name, options.seed)
+        judge = _Judge(objective, f"{name}, {str(vgg.dtype).removeprefix('torch.')}")
+        chosen = _parameters(name, options)
+        paint(vgg, photo, [(painting, 1.0)], chosen, observe=lambda progress, judge=judge: judge.see(progress.shown))
+        rows.append(judge.row)
+    return rows
+
+
+def _table(rows: Sequence[Row]) -> str:
+    """Markdown: each row against the first, the reference, and the second, the plain start from the photo."""
+    reference, plain = rows[:2]
+    lines = [
+        "| run | evaluations | CPU s | loss x 10^4, shown | reaches the reference | CPU s to it | times cheaper "
+        "| reaches the plain one | times cheaper |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        cells = [row.title, str(len(row.curve)), f"{row.cpu_s:.1f}", f"{1e4 * row.loss:.0f}"]
+        cells += _against(row, reference, with_time=True) + _against(row, plain, with_time=False)
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _against(row: Row, other: Row, *, with_time: bool) -> list[str]:
+    count = row.reaches(other.loss)
+    if count is None:
+        return ["never", *(["-"] if with_time else []), "-"]
+    cpu_s = row.curve[count - 1][0]
+    return [str(count), *([f"{cpu_s:.1f}"] if with_time else []), f"{other.cpu_s / max(cpu_s, 1e-9):.1f}"]
+
+
+def _sheet(options: argparse.Namespace) -> None:
+    """A row for each photo and painting, the two first, then the presets; written once everything is painted."""
+    rows = []
+    for photo in options.photos:
+        for painting in options.paintings:
+            content, style = _pixels(photo, options.side), _pixels(painting, options.side)
+            painted = []
+            for name in options.presets:
+                vgg = _vgg(options.store, name, options.seed)
+                painted.append(paint(vgg, content, [(style, 1.0)], _parameters(name, options)))
+                print(f"{photo.stem} x {painting.stem} x {name}", file=sys.stderr)
+            rows.append([content, style, *painted])
+    _compose(rows, ["photo", "painting", *options.presets], options.side).save(options.file, quality=88)
+
+
+def _compose(rows: Sequence[Sequence[Pixels]], titles: Sequence[str], side: int) -> Image.Image:
+    cell = side + GAP
+    sheet = Image.new("RGB", (cell * len(titles) + GAP, cell * len(rows) + GAP + LABEL), "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, title in enumerate(titles):
+        draw.text((GAP + column * cell, GAP), title, fill="black")
+        for line, row in enumerate(rows):
+            picture = ImageOps.contain(Image.fromarray(row[column]), (side, side))
+            sheet.paste(picture, (GAP + column * cell, LABEL + GAP + line * cell))
+    return sheet
+
+
+def _vgg(store: Path, preset: PresetName, seed: int) -> VGG:
+    chosen = _defaults(preset, seed)
+    weights = feature_weights(store, chosen.network)
+    if weights is None:
+        raise SystemExit(f"{store} has no weights of {chosen.network}: python -m export fetch {chosen.network}")
+    return load_vgg(weights, chosen)
+
+
+def _parameters(preset: PresetName, options: argparse.Namespace) -> Parameters:
+    chosen = _defaults(preset, options.seed)
+    most = options.iterations or chosen.iterations
+    return replace(chosen, iterations=min(most, chosen.iterations), max_side=options.side)
+
+
+def _defaults(name: PresetName, seed: int) -> Parameters:
+    preset = PRESETS[name]
+    return Parameters(
+        preset=name,
+        style={"painting": 1.0},
+        content_weight=preset.content_weight,
+        style_weight=preset.style_weight,
+        tv_weight=preset.tv_weight,
+        init=preset.init,
+        optimizer=preset.optimizer,
+        iterations=preset.iterations,
+        network="vgg16",
+        max_side=512,
+        preserve_color="none",
+        format="png",
+        quality=90,
+        seed=seed,
+    )
+
+
+def _pixels(path: Path, side: int) -> Pixels:
+    """The picture with its longer side at `side` pixels."""
+    with Image.open(path) as file:
+        return np.array(ImageOps.contain(file.convert("RGB"), (side, side), Image.Resampling.LANCZOS))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
