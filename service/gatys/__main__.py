@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageOps
 
 from service.gatys.losses import GATYS_STYLE_LAYERS, grams_of
 from service.gatys.optimize import Evaluation, Objective, optimize
-from service.gatys.run import Pixels, load_vgg, paint
+from service.gatys.run import Pixels, Progress, load_vgg, paint
 from service.gatys.vgg import VGG
 from service.jobs.parameters import PRESETS, Parameters, PresetName
 from service.models.store import feature_weights
@@ -85,9 +85,9 @@ class _Judge:
         self._objective, self.row = objective, Row(title)
         self._judging_s, self._begun = 0.0, time.process_time()
 
-    def see(self, shown: torch.Tensor) -> None:
+    def see(self, seen: Evaluation | Progress) -> None:
         entered = time.process_time()
-        loss = self._objective.losses(shown.float().mul(255).round().div(255)).total
+        loss = self._objective.losses(seen.shown.float().mul(255).round().div(255)).total
         self.row.curve.append((entered - self._begun - self._judging_s, loss))
         self._judging_s += time.process_time() - entered
 
@@ -105,17 +105,12 @@ def _bench(options: argparse.Namespace) -> list[Row]:
         ("plain: photo, fp32, L-BFGS", content, options.plain),
     ):
         judge = _Judge(objective, f"{title}, {evaluations}")
-
-        def watch(evaluation: Evaluation, judge: _Judge = judge) -> None:
-            judge.see(evaluation.shown)
-
-        optimize(objective, start, evaluations=evaluations, bounds="none", observe=watch)
+        optimize(objective, start, evaluations=evaluations, bounds="none", observe=judge.see)
         rows.append(judge.row)
     for name in options.presets:
         vgg = _vgg(options.store, name, options.seed)
         judge = _Judge(objective, f"{name}, {str(vgg.dtype).removeprefix('torch.')}")
-        chosen = _parameters(name, options)
-        paint(vgg, photo, [(painting, 1.0)], chosen, observe=lambda progress, judge=judge: judge.see(progress.shown))
+        paint(vgg, photo, [(painting, 1.0)], _parameters(name, options), observe=judge.see)
         rows.append(judge.row)
     return rows
 

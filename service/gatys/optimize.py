@@ -15,7 +15,8 @@ from service.gatys.vgg import VGG
 
 EDGE = 1 / 512  # pixels start this far inside 0-1, where the sigmoid still has a slope
 HISTORY = 20
-FIRST_STEP = 0.01  # mean change of what is optimised that the first line search, or step of SGD, begins with
+FIRST_STEP = 0.01  # mean change of what is optimised that the first line search begins with
+SGD_STEP = 0.002  # mean change of what is optimised in SGD's first step, where it is not Keras's
 PENALTY = 10.0  # weight of the mean squared overshoot, in the losses' own scale
 ADAM_RATE = 0.02
 KERAS_RATE = 100 / 255**2  # its SGD steps on pixels 0-255, ours on 0-1
@@ -216,14 +217,14 @@ def _lbfgs(search: _Search) -> None:
 
 
 def _descend(search: _Search, optimizer: str, done: int) -> None:
-    """Adam or SGD. Keras's own rate belongs to its losses; with others SGD's first step has a mean of FIRST_STEP."""
+    """Adam or SGD. Keras's own rate belongs to its losses; with others SGD's first step has a mean of SGD_STEP."""
     search.evaluate()
     gradient = search.variable.grad
     assert gradient is not None
     rate = ADAM_RATE
     if optimizer == "sgd":
         literal = isinstance(search.objective.measure, Keras)
-        rate = KERAS_RATE if literal else FIRST_STEP / max(float(gradient.abs().mean()), 1e-30)
+        rate = KERAS_RATE if literal else SGD_STEP / max(float(gradient.abs().mean()), 1e-30)
     kind = torch.optim.Adam if optimizer == "adam" else torch.optim.SGD
     steps = kind([search.variable], lr=rate)
     while True:

@@ -35,6 +35,8 @@ def random_vgg(network: NetworkName = "vgg16", pooling: Pooling = "max") -> VGG:
     torch.manual_seed(3)
     vgg = VGG(network, pooling=pooling)
     for convolution in vgg.convolutions.values():
+        assert isinstance(convolution, torch.nn.Conv2d)
+        assert convolution.bias is not None
         torch.nn.init.kaiming_normal_(convolution.weight)
         torch.nn.init.zeros_(convolution.bias)
     return vgg

@@ -67,6 +67,16 @@ def test_a_job_from_its_order_to_its_result(serve: Serve) -> None:
     assert service.metric("stylize_job_iterations_total") >= 12
 
 
+def test_a_shipped_painting_is_asked_for_by_its_name(serve: Serve) -> None:
+    service = serve()
+    fields = {"style": "red", "iterations": "8", "seed": "1", "preserve_color": "luminance", "format": "jpeg"}
+    response = service.http.post("/gatys", files={"image": PHOTO, "mask": PHOTO}, data=fields)
+    assert response.status_code == 202, response.text
+    job = service.wait(response.json()["id"])
+    assert job["parameters"]["style"] == {"red": 1.0}
+    assert service.http.get(f"/jobs/{job['id']}/result").headers["content-type"] == "image/jpeg"
+
+
 def test_equal_seeds_make_equal_pictures_and_a_key_makes_one_job(serve: Serve) -> None:
     service = serve()
     first = service.submit(init="noise", seed=9, headers={"Idempotency-Key": "a"})
@@ -284,8 +294,8 @@ def order(
         ("colour", 1),
     ],
 )
-def test_a_wrong_field_is_named(client: TestClient, field: str, value: object) -> None:
-    response = order(client, **{field: value})
+def test_a_wrong_field_is_named(client: TestClient, field: str, value: str | int) -> None:
+    response = order(client, PHOTO, PAINTING, **{field: value})
     assert response.status_code == 422, response.text
     assert [error["field"] for error in response.json()["errors"]] == [field]
 
