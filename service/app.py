@@ -19,11 +19,17 @@ from starlette.types import Receive, Scope, Send
 from service import __version__
 from service.batching import Admission, Batcher
 from service.engine import Engine
-from service.errors import ClientGone, Internal, MethodNotAllowed, NotFound, ServiceError
+from service.errors import ClientGone, ConfigurationError, Internal, MethodNotAllowed, NotFound, ServiceError
+from service.jobs.job import Limits
+from service.jobs.queue import EmbeddedQueue
+from service.jobs.supervisor import Crew, Supervisor
+from service.jobs.webhook import Webhooks
 from service.metrics import Metrics
 from service.middleware import Edge, problem_response
 from service.models.session import check_provider, cpu_quota
 from service.models.store import ModelStore
+from service.orders import JobView
+from service.routes.jobs import JobLimits, OrderDesk, jobs_router
 from service.routes.openapi import with_problems
 from service.routes.ops import ops_router
 from service.routes.pages import pages_router, web_files
@@ -51,16 +57,35 @@ def create_app(settings: Settings) -> FastAPI:
     pictures = PictureLimits(settings.max_pixels, settings.max_side)
     stylizer = Stylizer(engine, admission, codec, metrics, pictures)
 
+    webhooks = _webhooks(settings)
+    crew = Crew(
+        settings.gatys_workers,
+        max(1, threads // (2 * max(1, settings.gatys_workers))),
+        settings.job_timeout_s,
+        settings.result_ttl_s,
+        settings.data_dir.absolute(),
+        settings.model_store.absolute(),
+    )
+    kept = Limits(max_queued=settings.max_jobs, result_ttl_s=settings.result_ttl_s)
+    supervisor = Supervisor(
+        lambda: EmbeddedQueue(crew.data_dir, kept, owner=True), crew, metrics, webhooks, engine.ending
+    )
+    job_limits = JobLimits(settings.max_pixels, settings.max_side, settings.max_iterations)
+    desk = OrderDesk(engine, settings.model_store, webhooks, codec, job_limits)
+    uploads = UploadLimits(settings.max_upload_bytes, settings.upload_timeout_s)
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         loading = asyncio.create_task(engine.load())
-        yield
+        async with supervisor.running():
+            yield
         loading.cancel()
         inference.shutdown(cancel_futures=True)
         codec.shutdown(cancel_futures=True)
 
     app = FastAPI(title="Style transfer", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.include_router(stylize_router(stylizer, UploadLimits(settings.max_upload_bytes, settings.upload_timeout_s)))
+    app.include_router(stylize_router(stylizer, uploads))
+    app.include_router(jobs_router(desk, supervisor, uploads))
     app.include_router(styles_router(engine))
     app.include_router(ops_router(engine, metrics))
     app.include_router(pages_router())
@@ -80,6 +105,19 @@ def create_admin(engine: Engine) -> Starlette:
         return JSONResponse({"refused": list(refused)}, status_code=409 if refused else 200)
 
     return Starlette(routes=[Route("/-/reload", reload, methods=["POST"])])
+
+
+def _webhooks(settings: Settings) -> Webhooks | None:
+    """None where no host is allowed."""
+    if not settings.webhook_hosts or settings.webhook_secret is None:
+        return None
+    hosts = settings.webhook_hosts.lower().split(",")
+    try:
+        return Webhooks(
+            hosts, settings.webhook_secret.get_secret_value(), lambda job: JobView.of(job).model_dump(mode="json")
+        )
+    except ValueError as error:
+        raise ConfigurationError(f"STYLIZE_WEBHOOK_SECRET: {error}") from error
 
 
 def _schema(app: FastAPI) -> dict[str, Any]:

@@ -46,6 +46,7 @@ class Engine:
         self._refused: Sequence[str] = ()
         self._started = time.monotonic()
         self.draining = False
+        self.ending = asyncio.Event()  # set once it drains: what would stream on for long, ends
         self._reloading = asyncio.Lock()
 
     @property
@@ -75,6 +76,7 @@ class Engine:
     def drain(self) -> None:
         """Be not ready from now on; what is asked is still answered, and every connection closed after it."""
         self.draining = True
+        self.ending.set()
 
     async def load(self) -> None:
         """Verify, load and warm every model, off the event loop. Never raises: what went wrong is in ``reasons``."""

@@ -12,11 +12,16 @@ Exception
     ├── MethodNotAllowed       405
     ├── NotAcceptable          406
     ├── UploadTooSlow          408
+    ├── NotFinished            409
+    ├── Expired                410
     ├── TooManyBytes           413
     ├── TooManyPixels          413
     ├── UnsupportedMediaType   415
     ├── InvalidFields          422
+    ├── RunDiverged            422
     ├── Internal               500
+    ├── WorkerLost             500
+    ├── GatysUnavailable       503
     ├── NotReady               503
     ├── Saturated              503
     ├── DeadlineExceeded       504
@@ -109,6 +114,14 @@ class UploadTooSlow(ServiceError):
     status, code, title = 408, "upload_too_slow", "The upload took too long"
 
 
+class NotFinished(ServiceError):
+    status, code, title = 409, "not_finished", "The job is not finished"
+
+
+class Expired(ServiceError):
+    status, code, title = 410, "expired", "The job has expired"
+
+
 class TooManyBytes(ServiceError):
     status, code, title = 413, "too_many_bytes", "The upload is too large"
 
@@ -143,8 +156,22 @@ class InvalidFields(ServiceError):
         return super().members() | {"errors": errors}
 
 
+class RunDiverged(ServiceError):
+    status, code, title = 422, "diverged", "The optimisation left the range of numbers"
+
+
 class Internal(ServiceError):
     status, code, title = 500, "internal", "A bug in this service"
+
+
+class WorkerLost(ServiceError):
+    status, code, title = 500, "worker_lost", "The job's workers died"
+
+
+class GatysUnavailable(ServiceError):
+    """Not a matter of waiting: something has to be installed or set."""
+
+    status, code, title = 503, "gatys_unavailable", "This service does not optimise pictures"
 
 
 class _Unavailable(ServiceError):
@@ -192,11 +219,16 @@ PROBLEMS: tuple[type[ServiceError], ...] = (
     MethodNotAllowed,
     NotAcceptable,
     UploadTooSlow,
+    NotFinished,
+    Expired,
     TooManyBytes,
     TooManyPixels,
     UnsupportedMediaType,
     InvalidFields,
+    RunDiverged,
     Internal,
+    WorkerLost,
+    GatysUnavailable,
     NotReady,
     Saturated,
     DeadlineExceeded,

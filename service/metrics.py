@@ -16,6 +16,7 @@ from prometheus_client.process_collector import ProcessCollector
 Stage = Literal["decode", "queue", "infer", "encode"]
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 180)
+JOB_SECONDS = (1, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 
 
 class Metrics:
@@ -73,6 +74,30 @@ class Metrics:
             "stylize_model_load_seconds", "Verifying, loading and warming a model.", ["model"], registry=registry
         )
         self.build_info = Gauge("stylize_build_info", "1 for this build.", ["version", "commit"], registry=registry)
+
+        self._add_jobs(registry)
+
+    def _add_jobs(self, registry: CollectorRegistry) -> None:
+        self.jobs = Gauge("stylize_jobs", "Jobs kept, by status.", ["status"], registry=registry)
+        # A Counter's family would be called stylize_jobs, as the gauge is; this one is only ever counted up.
+        self.jobs_finished = Gauge(
+            "stylize_jobs_total", "Jobs finished: succeeded, failed, cancelled.", ["outcome"], registry=registry
+        )
+        self.job_duration = Histogram(
+            "stylize_job_duration_seconds",
+            "From a job's first start to its end.",
+            ["preset"],
+            buckets=JOB_SECONDS,
+            registry=registry,
+        )
+        self.job_wait = Histogram(
+            "stylize_job_wait_seconds", "From a job's acceptance to its start.", buckets=JOB_SECONDS, registry=registry
+        )
+        self.job_iterations = Counter("stylize_job_iterations", "Evaluations reported by jobs.", registry=registry)
+        self.workers = Gauge("stylize_workers", "Places for workers, by state.", ["state"], registry=registry)
+        self.worker_restarts = Counter(
+            "stylize_worker_restarts", "Workers that ended early, by reason.", ["reason"], registry=registry
+        )
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """The body and its content type: OpenMetrics where ``accept`` asks for it, else Prometheus text."""

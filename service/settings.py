@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from service.errors import ConfigurationError
 
@@ -63,6 +63,29 @@ class Settings(BaseModel):
     admin_port: int | None = Field(
         default=None, ge=1, le=65535, description="TCP port of loopback for `POST /-/reload`; none where not set"
     )
+    data_dir: Path = Field(
+        default=Path(__file__).parent.parent / "data", description="folder of jobs and their pictures; one service each"
+    )
+    gatys_workers: int = Field(
+        default=1, ge=0, le=64, description="jobs that run at once, a process each; 0 takes none in"
+    )
+    max_jobs: int = Field(default=64, ge=1, description="most jobs that may wait; beyond it `/gatys` answers 503")
+    max_iterations: int = Field(default=5000, ge=1, description="most evaluations that a job may ask for")
+    job_timeout_s: float = Field(
+        default=3600.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="longest time that a worker may spend on a job, in seconds",
+    )
+    result_ttl_s: float = Field(
+        default=86400.0, gt=0, allow_inf_nan=False, description="time that a finished job is kept, in seconds"
+    )
+    webhook_hosts: str = Field(
+        default="", pattern=r"^[A-Za-z0-9.,-]*$", description="host names that `webhook_url` may have, by commas; none"
+    )
+    webhook_secret: SecretStr | None = Field(
+        default=None, description="signs webhooks (Standard Webhooks): `whsec_` and the base64 of 24 to 64 bytes"
+    )
     commit: str = Field(
         default="unknown", pattern=r"^[\w.-]{1,64}$", description="the build's commit, for `stylize_build_info`"
     )
@@ -75,6 +98,12 @@ class Settings(BaseModel):
                 f"{PREFIX}MAX_QUEUE_PIXELS={self.max_queue_pixels} cannot hold one picture of "
                 f"{PREFIX}MAX_SIDE={self.max_side}: raise it to {needed} or lower the side"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _webhooks_are_signed(self) -> Self:
+        if self.webhook_hosts and self.webhook_secret is None:
+            raise ValueError(f"{PREFIX}WEBHOOK_HOSTS needs a {PREFIX}WEBHOOK_SECRET to sign with")
         return self
 
     @classmethod
@@ -101,4 +130,5 @@ def _malformed(given: Mapping[str, str], loc: tuple[int | str, ...], message: st
     if not loc:
         return message.removeprefix("Value error, ")
     name = PREFIX + str(loc[0]).upper()
-    return f"{name}={given[name]!r}: {message}"
+    shown = "…" if name.endswith("_SECRET") else repr(given[name])
+    return f"{name}={shown}: {message}"

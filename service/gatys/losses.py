@@ -71,3 +71,65 @@ def overshoot(pictures: Tensor) -> Tensor:
 def grams_of(features: Mapping[str, Tensor], layers: Sequence[str]) -> dict[str, Tensor]:
     """The Gram matrices of the named layers: {layer: (N, C, C)}."""
     return {layer: gram_matrix(features[layer]) for layer in layers}
+
+
+class Relative:
+    """The losses of this module: relative to their target's size."""
+
+    scale = 1e4  # keeps L-BFGS's curvature tests clear of fp32's smallest differences
+
+    def style(self, grams: Mapping[str, Tensor], targets: Mapping[str, Tensor], picture: Tensor) -> Tensor:
+        """Grams and targets {layer: (1, C, C)} of a picture (1, 3, H, W) -> scalar."""
+        return style_losses(grams, targets)[0]
+
+    def content(self, features: Tensor, target: Tensor) -> Tensor:
+        """(1, C, H, W) twice -> scalar."""
+        return content_losses(features, target)[0]
+
+    def total_variation(self, picture: Tensor) -> Tensor:
+        """(1, 3, H, W), 0-1 -> scalar."""
+        return total_variation(picture)[0]
+
+
+class Gatys2015(Relative):
+    """Equations 1, 4 and 5 of the paper, unscaled: half the squared error; 1 / (4 N^2 M^2), layers weighted alike.
+
+    Our Grams are divided by M already, each by its own, so that painting and photo may differ in size.
+    """
+
+    scale = 1.0
+
+    def style(self, grams: Mapping[str, Tensor], targets: Mapping[str, Tensor], picture: Tensor) -> Tensor:
+        layers = [
+            (grams[name] - target).square().sum() / (4 * target.shape[1] ** 2) for name, target in targets.items()
+        ]
+        return torch.stack(layers).mean()
+
+    def content(self, features: Tensor, target: Tensor) -> Tensor:
+        return (features - target).float().square().sum() / 2
+
+
+class Keras(Relative):
+    """keras.io's "Neural style transfer": sums of squares; style over 4 * 3^2 * (pixels of the picture)^2; the total
+    variation of 0-255 pixels to the power 1.25. Unlike there, a painting keeps its own shape."""
+
+    scale = 1.0
+
+    def style(self, grams: Mapping[str, Tensor], targets: Mapping[str, Tensor], picture: Tensor) -> Tensor:
+        layers = []
+        for name, target in targets.items():
+            places = 4.0 ** (1 - int(name.removeprefix("relu")[0]))  # of the layer, as a share of the picture's
+            layers.append((grams[name] - target).square().sum() * places**2 / 36)
+        return torch.stack(layers).mean()
+
+    def content(self, features: Tensor, target: Tensor) -> Tensor:
+        return (features - target).float().square().sum()
+
+    def total_variation(self, picture: Tensor) -> Tensor:
+        pixels = picture * 255
+        down = (pixels[..., :-1, :-1] - pixels[..., 1:, :-1]).square()
+        across = (pixels[..., :-1, :-1] - pixels[..., :-1, 1:]).square()
+        return (down + across).pow(1.25).sum()
+
+
+MEASURES: Mapping[str, Relative] = {"relative": Relative(), "gatys2015": Gatys2015(), "keras": Keras()}

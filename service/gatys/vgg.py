@@ -22,12 +22,16 @@ MEAN_BGR = (103.939, 116.779, 123.68)
 
 
 class VGG(nn.Module):
-    """The frozen convolutions of VGG16 or VGG19; `forward` gives the named ReLU features of RGB pictures in 0-1."""
+    """The frozen convolutions of VGG16 or VGG19; `forward` gives the named ReLU features of RGB pictures in 0-1.
+
+    Training uses max pooling, as the weights were; Gatys 2015 found average pooling to give smoother pictures.
+    """
 
     mean: Tensor
 
-    def __init__(self, network: NetworkName = "vgg16") -> None:
+    def __init__(self, network: NetworkName = "vgg16", *, pooling: Literal["max", "average"] = "max") -> None:
         super().__init__()
+        self._pool = F.max_pool2d if pooling == "max" else F.avg_pool2d
         self.convolutions = nn.ModuleDict()
         in_channels = 3
         for block, (count, channels) in enumerate(zip(CONVOLUTIONS[network], CHANNELS, strict=True), start=1):
@@ -44,6 +48,7 @@ class VGG(nn.Module):
         path: Path,
         network: NetworkName = "vgg16",
         *,
+        pooling: Literal["max", "average"] = "max",
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> VGG:
@@ -51,7 +56,7 @@ class VGG(nn.Module):
 
         Raises RuntimeError when the file's keys or shapes are not this network's.
         """
-        vgg = cls(network)
+        vgg = cls(network, pooling=pooling)
         vgg.convolutions.load_state_dict({key: value.float() for key, value in load_file(path).items()})
         vgg.convolutions.to(dtype=dtype)
         return vgg.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
@@ -68,7 +73,7 @@ class VGG(nn.Module):
         for name, convolution in self.convolutions.items():
             block, index = name.removeprefix("conv").split("_")
             if index == "1" and block != "1":
-                x = F.max_pool2d(x, 2)
+                x = self._pool(x, 2)
             x = F.relu(convolution(x))
             if (layer := f"relu{block}_{index}") in wanted:
                 features[layer] = x

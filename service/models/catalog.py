@@ -19,6 +19,7 @@ class ServedModel:
         self.name = stored.card.name
         self.sha256 = stored.card.files[stored.card.graph] if stored.card.graph else ""
         self.previews = stored.previews
+        self.paintings = stored.paintings
         self.styles = {style.name: style for style in stored.card.styles}
         self.provider: Provider = session.provider
         self.settle = session.settle
@@ -56,6 +57,13 @@ class Catalog:
         for model in self.models.values():
             seen = model.styles | seen
         return iter(sorted(seen.values(), key=lambda style: style.name))
+
+    def paintings(self) -> dict[str, bytes]:
+        """The shipped paintings, image files by the name of their style."""
+        found: dict[str, bytes] = {}
+        for model in self.models.values():
+            found = model.paintings | found
+        return found
 
     def models_with(self, styles: set[str]) -> list[ServedModel]:
         """The models that have all of ``styles``, the first choice first. A mix needs a conditional one."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
@@ -51,7 +51,8 @@ class TensorSpec(_Frozen):
 
 
 class StyleEntry(_Frozen):
-    """A style and the painting behind it. ``vector`` is there for a conditional network only."""
+    """A style and the painting behind it. ``vector`` is there for a conditional network only; ``painting`` is the
+    file of ``painting_sha256`` where it may be shipped."""
 
     name: Name
     title: str
@@ -62,6 +63,7 @@ class StyleEntry(_Frozen):
     painting_side_px: int | None = Field(None, ge=1)
     vector: RelativePath | None = None
     preview: RelativePath
+    painting: RelativePath | None = None
     quality: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -94,7 +96,11 @@ class Card(_Frozen):
             return self
         _check_graph(self)
         _check_styles(self)
-        named = [self.graph, self.photo_vector, *(path for s in self.styles for path in (s.vector, s.preview))]
+        named = [
+            self.graph,
+            self.photo_vector,
+            *(path for s in self.styles for path in (s.vector, s.preview, s.painting)),
+        ]
         for path in named:
             if path is not None and path not in self.files:
                 raise ValueError(f"{path} is named but has no sha256 in files")
@@ -142,13 +148,15 @@ def _check_styles(card: Card) -> None:
 class StoredModel:
     """A model whose files were found to be what its card says.
 
-    ``vectors`` maps a style's name, and ``photo``, to float32 (D,); ``previews`` a style's name to JPEG bytes.
+    ``vectors`` maps a style's name, and ``photo``, to float32 (D,); ``previews`` a style's name to JPEG bytes;
+    ``paintings`` a style's name to the image file of its painting, where that is shipped.
     """
 
     card: Card
     graph: bytes
     vectors: dict[str, Vector]
     previews: dict[str, bytes]
+    paintings: dict[str, bytes] = field(default_factory=dict)
 
 
 class ModelStore:
@@ -182,6 +190,12 @@ class ModelStore:
             if (card.name, str(card.version)) != (folder.parent.name, folder.name):
                 raise ValueError(f"its card says that it is {card.label}")
             return _stored(card, {path: _verified(folder, path, sha256) for path, sha256 in card.files.items()})
+
+
+def feature_weights(root: Path, network: str) -> Path | None:
+    """The weights of a perceptual network in the store at ``root``, its highest version; None where it has none."""
+    found = list((root / network).glob(f"[1-9]*/{network}.safetensors"))
+    return max(found, key=lambda path: int(path.parent.name), default=None)
 
 
 def file_sha256(path: Path) -> str:
@@ -224,7 +238,9 @@ def _stored(card: Card, files: dict[str, bytes]) -> StoredModel:
             except (ValueError, EOFError) as error:
                 raise ValueError(f"{path}: {error}") from error
     assert card.graph is not None  # the card's own validation
-    return StoredModel(card, files[card.graph], vectors, {style.name: files[style.preview] for style in card.styles})
+    previews = {style.name: files[style.preview] for style in card.styles}
+    paintings = {style.name: files[style.painting] for style in card.styles if style.painting}
+    return StoredModel(card, files[card.graph], vectors, previews, paintings)
 
 
 def _reason(error: Exception) -> str:

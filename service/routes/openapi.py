@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from service.errors import PROBLEMS
 from service.images import FORMATS
+from service.jobs.parameters import Init, NetworkName, Optimizer, PresetName
 from service.schemas import Problem
 
 PROBLEM_TYPE = "application/problem+json"
@@ -100,6 +101,52 @@ STYLIZE: dict[str, Any] = {
                         "type": "object",
                         "required": ["image"],
                         "properties": {"image": _BINARY} | _MASKS | _FIELDS,
+                        "additionalProperties": False,
+                    }
+                }
+            },
+        },
+    },
+}
+
+_GATYS_NUMBERS = {
+    name: {"type": "number", "minimum": 0, "description": f"{text} Default: the preset's."}
+    for name, text in {
+        "content_weight": "How much of the photo stays.",
+        "style_weight": "How much the painting counts; above 0.",
+        "tv_weight": "How smooth it is.",
+    }.items()
+}
+_GATYS_CHOICES = {
+    name: {"type": "string", "enum": list(get_args(choices))}
+    for name, choices in {"preset": PresetName, "init": Init, "optimizer": Optimizer, "network": NetworkName}.items()
+}
+GATYS: dict[str, Any] = {
+    "description": "The picture itself is optimised, in a job: `Location` says where to follow it.",
+    "openapi_extra": {
+        "parameters": [{"name": "Idempotency-Key", "in": "header", "required": False, "schema": {"type": "string"}}],
+        "requestBody": {
+            "required": True,
+            "content": {
+                "multipart/form-data": {
+                    "schema": {
+                        "type": "object",
+                        "required": ["image"],
+                        "properties": {
+                            "image": _BINARY,
+                            "style_image": _BINARY | {"description": "The painting; or else `style`."},
+                            "style": {
+                                "type": "string",
+                                "description": "A style whose painting the store ships, or a mix of such.",
+                            },
+                            "mask": _MASKS["mask"],
+                            "iterations": {"type": "integer", "minimum": 1},
+                            "seed": {"type": "integer", "minimum": 0},
+                            "webhook_url": {"type": "string", "description": "Told when the job is finished."},
+                        }
+                        | _GATYS_CHOICES
+                        | _GATYS_NUMBERS
+                        | {name: _FIELDS[name] for name in ("max_side", "preserve_color", "format", "quality")},
                         "additionalProperties": False,
                     }
                 }

@@ -10,6 +10,7 @@ from service.engine import Engine
 from service.errors import UnknownStyle
 from service.models.catalog import Catalog, ServedModel
 from service.models.store import StyleEntry
+from service.routes.conditional import matches
 from service.schemas import Style, Styles
 
 _JPEG: dict[int | str, dict[str, Any]] = {
@@ -36,7 +37,7 @@ def styles_router(engine: Engine) -> APIRouter:
         model = _first_choice(name, engine.catalog)
         etag = f'"{model.card.files[model.styles[name].preview]}"'
         headers = {"ETag": etag, "Cache-Control": "no-cache"}  # to be kept, but asked for again: a store may change
-        if _matches(request.headers.get("if-none-match", ""), etag):
+        if matches(request.headers.get("if-none-match", ""), etag):
             return Response(status_code=304, headers=headers)
         return Response(model.previews[name], media_type="image/jpeg", headers=headers)
 
@@ -57,9 +58,3 @@ def _style(entry: StyleEntry, catalog: Catalog) -> Style:
         models=[model.card.name for model in catalog.models_with({entry.name})],
         links={"self": path, "preview": f"{path}/preview", "stylize": f"/stylize?style={entry.name}"},
     )
-
-
-def _matches(if_none_match: str, etag: str) -> bool:
-    """RFC 9110, 13.1.2: weak comparison."""
-    candidates = [candidate.strip().removeprefix("W/") for candidate in if_none_match.split(",")]
-    return "*" in candidates or etag in candidates

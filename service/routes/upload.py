@@ -46,8 +46,14 @@ class Upload:
     files: dict[str, bytes] = field(default_factory=dict)
 
 
-async def read_upload(request: Request, limits: UploadLimits) -> Upload:
-    """Read an image and its fields, whichever of the two ways they came.
+async def read_upload(
+    request: Request,
+    limits: UploadLimits,
+    files: tuple[str, ...] = FILES,
+    later: tuple[str, ...] = LATER_FIELDS,
+) -> Upload:
+    """Read an image and its fields, whichever of the two ways they came. ``files`` may come beside it; what is
+    ``later`` is neither read nor refused here.
 
     Raises UnsupportedMediaType, TooManyBytes, UploadTooSlow, MalformedUpload or ClientGone.
     """
@@ -57,7 +63,7 @@ async def read_upload(request: Request, limits: UploadLimits) -> Upload:
         async with asyncio.timeout(limits.timeout_s):
             if media_type == MULTIPART:
                 form = await _Parser(request, limits.max_bytes).parse()
-                return await _from_form(form, query)
+                return await _from_form(form, query, files, later)
             if media_type in IMAGE_TYPES:
                 content = b"".join([chunk async for chunk in _bounded(request, limits.max_bytes)])
                 return Upload(content, query)
@@ -101,22 +107,24 @@ class _Parser(MultiPartParser):
         return form
 
 
-async def _from_form(form: FormData, query: list[tuple[str, str]]) -> Upload:
+async def _from_form(
+    form: FormData, query: list[tuple[str, str]], allowed: tuple[str, ...], later: tuple[str, ...]
+) -> Upload:
     images, fields, offences, files = [], list(query), [], {}
     for name, value in form.multi_items():
-        if name in LATER_FIELDS:
+        if name in later:
             fields.append((name, ""))
         elif name == IMAGE_FIELD and not isinstance(value, str):
             images.append(value)
         elif name == IMAGE_FIELD:
             offences.append(Offence(name, "must be sent as a file"))
-        elif name in FILES:
+        elif name in allowed:
             if isinstance(value, str) or name in files:
                 offences.append(Offence(name, NOT_A_FILE if isinstance(value, str) else "given more than once"))
             else:
                 files[name] = await value.read()
         elif not isinstance(value, str):
-            offences.append(Offence(name[:64], f"is a file; only {', '.join((IMAGE_FIELD, *FILES))} may be"))
+            offences.append(Offence(name[:64], f"is a file; only {', '.join((IMAGE_FIELD, *allowed))} may be"))
         elif name == "deadline_ms":
             offences.append(Offence(name, "belongs into the query, or into the header X-Deadline-Ms"))
         else:

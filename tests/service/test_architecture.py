@@ -37,15 +37,22 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service.cli": {"service.client", "service.local", "service.images", "service.colour", "service.errors"},
     "service.middleware": {"service.logs", "service.schemas", "service.metrics", "service.errors"},
     "service.routes": {
-        "service.routes", "service.engine", "service.schemas", "service.jobs", "service.batching", "service.models",
-        "service.painting", "service.masks", "service.images", "service.metrics", "service.errors",
+        "service.routes", "service.engine", "service.schemas", "service.orders", "service.jobs", "service.batching",
+        "service.models", "service.painting", "service.masks", "service.images", "service.metrics", "service.errors",
     },
+    "service.orders": {"service.jobs", "service.models", "service.images", "service.colour", "service.errors"},
     "service.jobs": {"service.jobs", "service.metrics", "service.errors"},
-    "service.gatys": {"service.gatys", "service.images", "service.jobs.job", "service.errors"},
+    "service.jobs.worker": {
+        "service.gatys", "service.jobs", "service.models.store", "service.images", "service.errors",
+    },
+    "service.gatys": {
+        "service.gatys", "service.images", "service.colour", "service.masks", "service.jobs.parameters",
+        "service.jobs.job", "service.models.store", "service.errors",
+    },
     "export": {"export", "service.models", "service.images", "service.gatys", "service.errors"},
 }  # fmt: skip
 ONLY_HERE = {
-    "torch": {"service.gatys", "export"},
+    "torch": {"service.gatys", "service.jobs.worker", "export"},
     "onnxruntime": {"service.models.session", "export"},
     "fastapi": {"service.app", "service.routes"},
     "httpx2": {"service.client"},

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -65,30 +66,41 @@ def classic_graph(input_name: str = "image", output_name: str = "stylized") -> b
     return _graph(nodes, [_images(input_name)], [_images(output_name)], constants)
 
 
-def write_store(root: Path) -> Path:
-    """A conditional network, a classic one, one that somebody else exported, and features that are never loaded."""
-    write_conditional(root)
+def write_store(
+    root: Path, weights: bytes = b"not really safetensors", paintings: Mapping[str, bytes] | None = None
+) -> Path:
+    """A conditional network, a classic one, one that somebody else exported, and features that are never loaded.
+
+    ``paintings`` maps styles of the first to the pictures that it ships.
+    """
+    write_conditional(root, paintings=paintings or {})
     write_classic(root, "classic_ink", "ink", classic_graph())
     foreign = classic_graph("pixels:0", "result/out")
     write_classic(root, "classic_foreign", "foreign", foreign, input_name="pixels:0", output_name="result/out")
-    weights = b"not really safetensors"
     write_model(root, _card("vgg16", "features"), {"vgg16.safetensors": weights})
     return root
 
 
-def write_conditional(root: Path, name: str = "toy", vectors: dict[str, list[float]] = VECTORS) -> Path:
+def write_conditional(
+    root: Path,
+    name: str = "toy",
+    vectors: dict[str, list[float]] = VECTORS,
+    paintings: Mapping[str, bytes] = MappingProxyType({}),
+) -> Path:
     files = {"model.onnx": conditional_graph()}
     for style, vector in vectors.items():
         files[f"styles/{style}.npy"] = _npy(np.array(vector, np.float32))
     styles = [style for style in vectors if style != "photo"]
     files |= {f"previews/{style}.jpg": _preview() for style in styles}
+    files |= {f"paintings/{style}.png": content for style, content in paintings.items()}
+    shipped = {style: {"painting": f"paintings/{style}.png"} for style in paintings}
     style_input = {"name": "style", "dtype": "float32", "shape": ["N", DIMENSION]}
     card = _card(name, "conditional") | {
         "graph": "model.onnx",
         "inputs": [_tensor("image"), style_input],
         "outputs": [_tensor("stylized")],
         "photo_vector": "styles/photo.npy",
-        "styles": [_style(style) | {"vector": f"styles/{style}.npy"} for style in styles],
+        "styles": [_style(style) | {"vector": f"styles/{style}.npy"} | shipped.get(style, {}) for style in styles],
     }
     return write_model(root, card, files)
 

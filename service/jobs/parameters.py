@@ -1,0 +1,104 @@
+"""What a Gatys run is asked to do. A preset is only defaults for the fields beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import Any, Literal
+
+PresetName = Literal["fast", "balanced", "best", "keras", "gatys2015"]
+Init = Literal["content", "noise", "style"]
+Optimizer = Literal["lbfgs", "adam", "sgd"]
+NetworkName = Literal["vgg16", "vgg19"]
+MeasureName = Literal["relative", "gatys2015", "keras"]
+Bounds = Literal["sigmoid", "penalty", "none"]
+Pooling = Literal["max", "average"]
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """The defaults of a run.
+
+    ``measure`` is the scale of the losses: without dimension, or literally those of a paper. ``bounds`` is what keeps
+    pixels in 0-1 while they are optimised. ``plateau`` stops once 15 evaluations gain less than 0.5 %.
+    """
+
+    iterations: int
+    content_weight: float = 0.1
+    style_weight: float = 1.0
+    tv_weight: float = 0.03
+    init: Init = "content"
+    optimizer: Optimizer = "lbfgs"
+    measure: MeasureName = "relative"
+    bounds: Bounds = "sigmoid"
+    pooling: Pooling = "max"
+    precision: Precision = "auto"
+    plateau: bool = True
+    content_layer: str = "relu4_2"
+
+
+PRESETS: Mapping[PresetName, Preset] = MappingProxyType(
+    {
+        "fast": Preset(iterations=60),
+        "balanced": Preset(iterations=150),
+        "best": Preset(iterations=500, precision="fp32"),
+        # keras.io, "Neural style transfer": its losses, weights, layers and steps, on Caffe's 0-255 pixels
+        "keras": Preset(
+            iterations=4000,
+            content_weight=2.5e-8,
+            style_weight=1e-6,
+            tv_weight=1e-6,
+            optimizer="sgd",
+            measure="keras",
+            bounds="none",
+            precision="fp32",
+            plateau=False,
+            content_layer="relu5_2",
+        ),
+        # Gatys, Ecker & Bethge 2015: white noise, average pooling, pixels that nothing holds in range
+        "gatys2015": Preset(
+            iterations=500,
+            content_weight=0.025,
+            style_weight=5.0,
+            tv_weight=0.0,
+            init="noise",
+            measure="gatys2015",
+            bounds="none",
+            pooling="average",
+            precision="fp32",
+            plateau=False,
+        ),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Everything that makes a run what it is, as applied. ``max_side`` in pixels; ``style`` maps paintings' names to
+    weights that sum to 1."""
+
+    preset: PresetName
+    style: Mapping[str, float]
+    content_weight: float
+    style_weight: float
+    tv_weight: float
+    init: Init
+    optimizer: Optimizer
+    iterations: int
+    network: NetworkName
+    max_side: int
+    preserve_color: Literal["none", "luminance", "histogram"]
+    format: Literal["jpeg", "png", "webp"]
+    quality: int
+    seed: int
+
+    @property
+    def defaults(self) -> Preset:
+        """What the preset settles beyond the fields."""
+        return PRESETS[self.preset]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return asdict(self)

@@ -1,0 +1,169 @@
+"""Small networks with random weights, small pictures, and the service as a process with workers of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save
+
+from service.gatys.vgg import VGG, NetworkName
+from service.jobs.parameters import PRESETS, Parameters, Pooling, PresetName
+from tests.service.pictures import encoded, gradient
+from tests.service.toy import write_store
+
+ROOT = Path(__file__).parents[2]
+PATIENCE_S = 120.0  # for a loaded machine
+PHOTO = encoded(gradient(64, 48))
+PAINTING = encoded(np.random.default_rng(7).integers(0, 256, (40, 56, 3), np.uint8))
+
+
+def random_vgg(network: NetworkName = "vgg16", pooling: Pooling = "max") -> VGG:
+    """He-initialised: features neither vanish nor explode."""
+    torch.manual_seed(3)
+    vgg = VGG(network, pooling=pooling)
+    for convolution in vgg.convolutions.values():
+        torch.nn.init.kaiming_normal_(convolution.weight)
+        torch.nn.init.zeros_(convolution.bias)
+    return vgg
+
+
+def parameters(preset: PresetName = "balanced", **changes: object) -> Parameters:
+    chosen = PRESETS[preset]
+    defaults: dict[str, Any] = {
+        "preset": preset,
+        "style": {"style_image": 1.0},
+        "content_weight": chosen.content_weight,
+        "style_weight": chosen.style_weight,
+        "tv_weight": chosen.tv_weight,
+        "init": chosen.init,
+        "optimizer": chosen.optimizer,
+        "iterations": chosen.iterations,
+        "network": "vgg16",
+        "max_side": 512,
+        "preserve_color": "none",
+        "format": "png",
+        "quality": 90,
+        "seed": 1,
+    }
+    return Parameters(**defaults | changes)
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy store with a VGG16 of random weights, and paintings to one style."""
+    weights = {name: value.half() for name, value in random_vgg().convolutions.state_dict().items()}
+    return write_store(tmp_path_factory.mktemp("store"), save(weights), {"red": PAINTING})
+
+
+class Service:
+    """``python -m service`` on a folder of jobs; killed without warning, and started again, as a test likes."""
+
+    def __init__(self, store: Path, data: Path, **variables: str) -> None:
+        self.data = data
+        self._environ = {name: value for name, value in os.environ.items() if not name.startswith("STYLIZE_")} | {
+            "STYLIZE_PORT": "0",
+            "STYLIZE_PROVIDER": "cpu",
+            "STYLIZE_DRAIN_DELAY_S": "0",
+            "STYLIZE_MODEL_STORE": str(store),
+            "STYLIZE_DATA_DIR": str(data),
+            **variables,
+        }
+        self.start()
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "service"], cwd=ROOT, env=self._environ, stdout=subprocess.PIPE, text=True
+        )
+        assert self._process.stdout
+        greeting = self._process.stdout.readline()
+        self.http = httpx.Client(base_url=greeting.split()[-1], timeout=PATIENCE_S)
+        wait_for(lambda: self.http.get("/readyz").status_code == 200)
+
+    def kill(self) -> None:
+        """As the kernel does it."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> None:
+        self._end(signal.SIGTERM)
+
+    def _end(self, number: signal.Signals) -> None:
+        self.http.close()
+        self._process.send_signal(number)
+        self._process.wait(PATIENCE_S)
+        assert self._process.stdout
+        self._process.stdout.close()
+
+    def submit(self, **fields: object) -> dict[str, Any]:
+        headers = fields.pop("headers", None)
+        files = {"image": ("a.png", PHOTO), "style_image": ("b.png", PAINTING)} | fields.pop("files", {})  # type: ignore[operator]
+        data = {"iterations": "10", "seed": "5"} | {name: str(value) for name, value in fields.items()}
+        response = self.http.post("/gatys", files=files, data=data, headers=headers)  # type: ignore[arg-type]
+        assert response.status_code == 202, response.text
+        job: dict[str, Any] = response.json()
+        assert response.headers["location"] == job["links"]["self"]
+        return job
+
+    def job(self, id: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.http.get(f"/jobs/{id}").json()
+        return found
+
+    def wait(self, id: str, *statuses: str) -> dict[str, Any]:
+        wait_for(lambda: self.job(id)["status"] in (statuses or ("succeeded",)), lambda: str(self.job(id)))
+        return self.job(id)
+
+    def workers(self) -> list[int]:
+        """The processes that work for this very folder."""
+        found = []
+        for folder in Path("/proc").iterdir():
+            if folder.name.isdecimal():
+                try:
+                    command = (folder / "cmdline").read_text()
+                except OSError:
+                    continue
+                if "service.jobs.worker" in command and str(self.data) in command:
+                    found.append(int(folder.name))
+        return found
+
+    def metric(self, sample: str) -> float:
+        found = re.search(rf"^{re.escape(sample)} (\S+)$", self.http.get("/metrics").text, re.MULTILINE)
+        return float(found[1]) if found else 0.0
+
+
+def wait_for(condition: Callable[[], object], said: Callable[[], str] = lambda: "") -> None:
+    give_up = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < give_up, f"waited in vain: {said()}"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def serve(store: Path, tmp_path: Path) -> Iterator[Callable[..., Service]]:
+    with ExitStack() as stack:
+
+        def start(**variables: str) -> Service:
+            return stack.enter_context(_serving(store, tmp_path / "data", **variables))
+
+        yield start
+
+
+@contextmanager
+def _serving(store: Path, data: Path, **variables: str) -> Iterator[Service]:
+    service = Service(store, data, **variables)
+    try:
+        yield service
+    finally:
+        service.stop()
+    wait_for(lambda: not service.workers())
