@@ -285,7 +285,7 @@ def order(
     ],
 )
 def test_a_wrong_field_is_named(client: TestClient, field: str, value: object) -> None:
-    response = order(client, **{field: value})
+    response = order(client, PHOTO, PAINTING, **{field: value})
     assert response.status_code == 422, response.text
     assert [error["field"] for error in response.json()["errors"]] == [field]
 
