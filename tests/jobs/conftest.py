@@ -34,11 +34,11 @@ def random_vgg(network: NetworkName = "vgg16", pooling: Pooling = "max") -> VGG:
     """He-initialised: features neither vanish nor explode."""
     torch.manual_seed(3)
     vgg = VGG(network, pooling=pooling)
-    for convolution in vgg.convolutions.values():
-        assert isinstance(convolution, torch.nn.Conv2d)
-        assert convolution.bias is not None
-        torch.nn.init.kaiming_normal_(convolution.weight)
-        torch.nn.init.zeros_(convolution.bias)
+    for parameter in vgg.convolutions.parameters():
+        if parameter.dim() == 4:
+            torch.nn.init.kaiming_normal_(parameter)
+        else:
+            torch.nn.init.zeros_(parameter)
     return vgg
 
 
