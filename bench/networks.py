@@ -16,8 +16,7 @@ SIDES = (256, 512, 1024)
 
 def compare_networks(rounds: int) -> str:
     """A Markdown table: median milliseconds of one picture through each network, all in turn in every round."""
-    store = ModelStore(Settings.from_env({}).model_store)
-    models = [model for model in map(store.load, store.folders()) if model.card.kind != "features"]
+    models = ModelStore(Settings.from_env({}).model_store).networks()
     sessions = {model.card.label: (Session(model, "cpu", cpu_quota()), _row(model)) for model in models}
     lines = [
         "## Networks: one picture, milliseconds (median)",

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
+
+from service.gatys.pictures import to_tensor
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 CROPPED = (0.7, 1.7)  # side of what is cut out over the crop's: enlarged, a photo is as smooth as one of more pixels
@@ -61,17 +62,6 @@ def load_picture(path: Path, *, short_side: int | None = None) -> Tensor:
         size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
         picture = picture.resize(size, Image.Resampling.LANCZOS)
     return to_tensor(np.asarray(picture)[None])
-
-
-def to_tensor(pixels: np.ndarray) -> Tensor:
-    """uint8 pixels (N, H, W, 3) -> float pictures (N, 3, H, W), 0-1."""
-    return torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2).float() / 255
-
-
-def to_pixels(pictures: Tensor) -> np.ndarray:
-    """Pictures (N, 3, H, W) -> uint8 pixels (N, H, W, 3), clipped and rounded as the exported graph does."""
-    rounded = (pictures.detach().float() * 255).round().clamp(0, 255).to(torch.uint8)
-    return rounded.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
 class Photos:

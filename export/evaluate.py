@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from export.data import Painting, load_picture, to_pixels, to_tensor
+from export.data import Painting, load_picture
 from export.sheet import to_image
 from service.gatys.losses import (
     GATYS_STYLE_LAYERS,
@@ -33,6 +33,7 @@ from service.gatys.losses import (
     style_losses,
 )
 from service.gatys.optimize import Losses, Objective, optimize
+from service.gatys.pictures import to_pixels, to_tensor
 from service.gatys.vgg import VGG
 from service.models.session import Session, cpu_quota
 from service.models.store import Card, ModelStore, file_sha256

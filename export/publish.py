@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from export.data import Painting, load_picture, to_pixels
+from export.data import Painting, load_picture
 from export.to_onnx import PixelGraph, export_graph
 from export.train import LOSS_NAMES, Run
 from export.verify import verify
+from service.gatys.pictures import to_pixels
 from service.models.store import CARD, PHOTO, Card, StyleEntry, TensorSpec, file_sha256
 
 GRAPH = "model.onnx"

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
-from export.data import load_picture, to_pixels
+from export.data import load_picture
 from export.networks.transformer import STRIDE
+from service.gatys.pictures import to_pixels
 
 GAP = 6
 LABEL = 16

@@ -45,9 +45,12 @@ class Engine:
         self._catalog: Catalog | None = None
         self._refused: Sequence[str] = ()
         self._started = time.monotonic()
-        self.draining = False
         self.ending = asyncio.Event()  # set once it drains: what would stream on for long, ends
         self._reloading = asyncio.Lock()
+
+    @property
+    def draining(self) -> bool:
+        return self.ending.is_set()
 
     @property
     def reasons(self) -> Sequence[str]:
@@ -75,7 +78,6 @@ class Engine:
 
     def drain(self) -> None:
         """Be not ready from now on; what is asked is still answered, and every connection closed after it."""
-        self.draining = True
         self.ending.set()
 
     async def load(self) -> None:

@@ -27,8 +27,7 @@ class Local:
     def __init__(self, store: Path, provider: Literal["auto", "cuda", "cpu"] = "auto") -> None:
         check_provider(provider)
         threads = cpu_quota()
-        models = ModelStore(store)
-        stored = [model for folder in models.folders() if (model := models.load(folder)).card.kind != "features"]
+        stored = ModelStore(store).networks()
         if not stored:
             raise ModelRefused(str(store), "holds no network that can stylise")
         self._catalog = Catalog.of([ServedModel(model, Session(model, provider, threads)) for model in stored])

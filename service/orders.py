@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, cast
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
 
 from service.colour import PreserveColor
 from service.errors import InvalidFields, Offence
+from service.fields import invalid, not_files, repeated
 from service.images import Format
-from service.jobs.job import Job
+from service.jobs.job import Job, Status
 from service.jobs.parameters import PRESETS, Init, NetworkName, Optimizer, Parameters, PresetName
 from service.models.style import Mix
 
@@ -35,18 +35,14 @@ class Offer:
     webhook_refusal: Callable[[str], str | None]  # why a URL may not be told, or None
 
 
-def _iterations(value: int, info: ValidationInfo) -> int:
-    most = cast(Offer, info.context).max_iterations
-    if value > most:
-        raise ValueError(f"at most {most} here")
-    return value
+def _within(limit: Callable[[Offer], int]) -> AfterValidator:
+    def check(value: int, info: ValidationInfo) -> int:
+        most = limit(cast(Offer, info.context))
+        if value > most:
+            raise ValueError(f"at most {most} here")
+        return value
 
-
-def _side(value: int, info: ValidationInfo) -> int:
-    most = cast(Offer, info.context).max_side
-    if value > most:
-        raise ValueError(f"at most {most} here")
-    return value
+    return AfterValidator(check)
 
 
 def _network(value: str, info: ValidationInfo) -> str:
@@ -85,9 +81,9 @@ class GatysFields(BaseModel):
     tv_weight: Weight | None = None
     init: Init | None = None
     optimizer: Optimizer | None = None
-    iterations: Annotated[int, Field(ge=1), AfterValidator(_iterations)] | None = None
+    iterations: Annotated[int, Field(ge=1), _within(lambda offer: offer.max_iterations)] | None = None
     network: Annotated[NetworkName, AfterValidator(_network)] | None = None
-    max_side: Annotated[int, Field(ge=MIN_SIDE), AfterValidator(_side)] | None = None
+    max_side: Annotated[int, Field(ge=MIN_SIDE), _within(lambda offer: offer.max_side)] | None = None
     preserve_color: PreserveColor = "none"
     format: Format | None = None
     quality: int = Field(90, ge=1, le=100)
@@ -107,12 +103,12 @@ class GatysFields(BaseModel):
         Raises InvalidFields with every offence at once.
         """
         found = list(offences)
-        counts = Counter(name for name, _ in fields)
-        found += [Offence(name, "given more than once") for name, count in counts.items() if count > 1]
-        found += [Offence(name, "must be sent as a file, in multipart/form-data") for name in FILES if name in counts]
-        if "style" in counts and "style_image" in files:
+        names = {name for name, _ in fields}
+        found += repeated(fields)
+        found += not_files(names, FILES)
+        if "style" in names and "style_image" in files:
             found.append(Offence("style", "not together with style_image"))
-        if "style" not in counts and "style_image" not in files:
+        if "style" not in names and "style_image" not in files:
             found.append(Offence("style", "required: a style whose painting is in the store, or the file style_image"))
         values = {name: value for name, value in fields if name not in FILES}
         try:
@@ -120,9 +116,7 @@ class GatysFields(BaseModel):
             if valid.network is None and not offer.networks:
                 found.append(Offence("network", "no weights are in the store: python -m export fetch vgg16"))
         except ValidationError as error:
-            for e in error.errors():
-                said = "unknown field" if e["type"] == "extra_forbidden" else e["msg"].removeprefix("Value error, ")
-                found.append(Offence(str(e["loc"][0])[:64], said))
+            found += invalid(error, "unknown field")
         if found:
             raise InvalidFields(found)
         return valid
@@ -131,7 +125,6 @@ class GatysFields(BaseModel):
         """Everything settled: by the fields, else by the preset, else here."""
         preset = dataclasses.asdict(PRESETS[self.preset])
         preferred: NetworkName = "vgg19" if self.preset == "keras" and "vgg19" in offer.networks else "vgg16"
-
         chosen = preset | self.model_dump(include=set(preset), exclude_none=True)
         return Parameters(
             preset=self.preset,
@@ -162,7 +155,7 @@ class JobView(BaseModel):
     """A job. Times are RFC 3339."""
 
     id: str
-    status: Literal["queued", "running", "succeeded", "failed", "cancelled", "expired"]
+    status: Status
     position: int | None = Field(description="in the queue, from 1, while queued")
     progress: float = Field(ge=0, le=1)
     iteration: int

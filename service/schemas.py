@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from typing import Annotated, Any, cast
 
@@ -11,13 +10,13 @@ from pydantic_core import PydanticCustomError
 
 from service.colour import PreserveColor
 from service.errors import InvalidFields, Offence, ServiceError, UnknownStyle
+from service.fields import invalid, not_files, repeated
 from service.images import Format
 from service.masks import Regions
 from service.models.catalog import Catalog
 from service.models.style import Mix
 
 NOT_YET = "not in this release"
-NOT_A_FILE = "must be sent as a file, in multipart/form-data"
 LATER_FIELDS = ("style_image",)  # the contract has it, this release does not
 FILES = ("mask", "masks")  # beside the photo, in multipart alone
 
@@ -84,19 +83,18 @@ class StylizeFields(BaseModel):
         Raises InvalidFields with every offence at once, or UnknownStyle where that is the only one.
         """
         found = list(offences)
-        counts = Counter(name for name, _ in fields)
-        found += [Offence(name, "given more than once") for name, count in counts.items() if count > 1]
-        found += [Offence(name, NOT_YET) for name in LATER_FIELDS if name in counts]
-        found += [Offence(name, NOT_A_FILE) for name in FILES if name in counts]
-        found += _contradictions(counts.keys(), files)
+        names = {name for name, _ in fields}
+        found += repeated(fields)
+        found += [Offence(name, NOT_YET) for name in LATER_FIELDS if name in names]
+        found += not_files(names, FILES)
+        found += _contradictions(names, files)
         unknown_style = None
         values = {name: value for name, value in fields if name not in (*LATER_FIELDS, *FILES)}
         try:
             valid = cls.model_validate(values, context=catalog)
         except ValidationError as error:
-            details = [(str(e["loc"][0]), _said(e["type"], e["msg"])) for e in error.errors()]
             unknown_style = next((e["msg"] for e in error.errors() if e["type"] == "unknown_style"), None)
-            found += [Offence(name[:64], detail) for name, detail in details]
+            found += invalid(error, "unknown field; there are " + ", ".join(cls.model_fields))
         if unknown_style and len(found) == 1:
             raise UnknownStyle(unknown_style)
         if found:
@@ -118,12 +116,6 @@ def _contradictions(names: Collection[str], files: Collection[str]) -> list[Offe
     if "style" not in names:
         return [Offence("style", "required: the name of a style, or a mix name:weight,name:weight")]
     return []
-
-
-def _said(type_: str, message: str) -> str:
-    if type_ == "extra_forbidden":
-        return "unknown field; there are " + ", ".join(StylizeFields.model_fields)
-    return message.removeprefix("Value error, ")
 
 
 class Style(BaseModel):

@@ -16,6 +16,7 @@ from torch import Tensor
 from service.colour import keep_color
 from service.gatys.losses import GATYS_STYLE_LAYERS, MEASURES, grams_of
 from service.gatys.optimize import Evaluation, Losses, Objective, optimize
+from service.gatys.pictures import to_pixels, to_tensor
 from service.gatys.vgg import VGG
 from service.jobs.parameters import Parameters, Pooling, Precision
 from service.masks import Mask, composed
@@ -52,7 +53,8 @@ class Progress:
     shown: Tensor  # (1, 3, H, W), 0-1
 
     def pixels(self) -> Pixels:
-        return _to_pixels(self.shown)
+        pixels: Pixels = to_pixels(self.shown)[0]
+        return pixels
 
     def checkpoint(self) -> Checkpoint:
         picture = self.shown[0].permute(1, 2, 0).float().cpu().numpy()
@@ -130,7 +132,7 @@ def paint(
         )
         before = base + last
     assert picture is not None
-    painted = _to_pixels(picture)
+    painted = to_pixels(picture)[0]
     if parameters.preserve_color == "luminance":
         painted = keep_color(painted, photo, "luminance")
     return painted if mask is None else composed(photo, [painted], [mask])
@@ -169,8 +171,8 @@ def _prepare(
 ) -> tuple[Objective, Tensor]:
     """The objective at a stage's size (width, height), and the picture to start from."""
     device, preset = vgg.mean.device, parameters.defaults
-    content = _to_tensor(_resized(photo, size), device)
-    styles = [_to_tensor(_fitted(painting, max(size)), device) for painting, _ in paintings]
+    content = to_tensor(_resized(photo, size)[None]).to(device)
+    styles = [to_tensor(_fitted(painting, max(size))[None]).to(device) for painting, _ in paintings]
     objective = Objective(
         vgg,
         content,
@@ -182,7 +184,7 @@ def _prepare(
         measure=MEASURES[preset.measure],
     )
     if picture is None:
-        picture = _start(parameters, content, _to_tensor(_resized(paintings[0][0], size), device))
+        picture = _start(parameters, content, to_tensor(_resized(paintings[0][0], size)[None]).to(device))
     elif picture.shape[2:] != content.shape[2:]:
         picture = F.interpolate(picture, content.shape[2:], mode="bicubic", antialias=True).clamp(0, 1)
     return objective, picture
@@ -216,15 +218,6 @@ def _resized(picture: Pixels, size: tuple[int, int]) -> Pixels:
     if size == (picture.shape[1], picture.shape[0]):
         return picture
     return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS))
-
-
-def _to_tensor(picture: Pixels, device: torch.device) -> Tensor:
-    return torch.from_numpy(picture.copy()).permute(2, 0, 1)[None].float().div(255).to(device)
-
-
-def _to_pixels(picture: Tensor) -> Pixels:
-    pixels: Pixels = picture[0].permute(1, 2, 0).float().mul(255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
-    return pixels
 
 
 def _from_checkpoint(checkpoint: Checkpoint, device: torch.device) -> Tensor:

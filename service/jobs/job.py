@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from service.jobs.parameters import Parameters
 
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled", "expired"]
 EventType = Literal["progress", "preview", "succeeded", "failed", "cancelled"]
-STATUSES: tuple[Status, ...] = ("queued", "running", "succeeded", "failed", "cancelled", "expired")
+STATUSES: tuple[Status, ...] = get_args(Status)
+UNFINISHED: frozenset[Status] = frozenset({"queued", "running"})
 FINAL: frozenset[str] = frozenset({"succeeded", "failed", "cancelled"})  # an event of such a type is a job's last
 
 

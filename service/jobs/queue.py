@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from service.errors import InvalidFields, NotFound, Offence, Saturated, ServiceError, WorkerLost
-from service.jobs.job import FINAL, STATUSES, Event, EventType, Job, Lease, Limits, Loss, Order, Status
+from service.jobs.job import FINAL, STATUSES, UNFINISHED, Event, EventType, Job, Lease, Limits, Loss, Order, Status
 from service.jobs.parameters import Parameters
 
 GUESSED_JOB_S = 30.0  # until one was finished
@@ -207,9 +207,9 @@ class EmbeddedQueue:
     def cancel(self, job_id: str) -> Status:
         with self._transaction() as db:
             status: Status = self._row(db, job_id)["status"]
-            if status in ("queued", "running"):
+            if status in UNFINISHED:
                 self._finish(db, job_id, "cancelled", None)
-        if status in ("queued", "running"):
+        if status in UNFINISHED:
             self._drop_inputs(job_id)
         return status
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from service.errors import DeadlineExceeded, GatysUnavailable, NotFound
-from service.jobs.job import Event, Job, Lease, Status
+from service.jobs.job import UNFINISHED, Event, Job, Lease, Status
 from service.jobs.queue import JobQueue, LeaseLost, QueueUnusable
 from service.jobs.webhook import Webhooks
 from service.metrics import Metrics
@@ -115,7 +115,7 @@ class Supervisor:
     async def cancel(self, job_id: str) -> Status:
         """Cancel a job; the status that it had. Raises NotFound."""
         before = await asyncio.to_thread(self.queue.cancel, job_id)
-        if before in ("queued", "running"):
+        if before in UNFINISHED:
             self._metrics.jobs_finished.labels("cancelled").inc()
             if flag := self._cancelled.get(job_id):
                 flag.set()
@@ -136,7 +136,7 @@ class Supervisor:
             for event in events:
                 after = event.id
                 yield event
-            if job.status not in ("queued", "running"):  # read after the events: is the last one among them?
+            if job.status not in UNFINISHED:  # read after the events: is the last one among them?
                 missed = await asyncio.to_thread(self.queue.events, job_id, after)
                 self._tell(job_id)
                 if not missed:

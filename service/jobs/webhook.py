@@ -55,10 +55,9 @@ class Webhooks:
         self._is_public = is_public
         self._finished = asyncio.Event()
 
-    def check(self, url: str) -> str:
-        """The URL, where it is allowed. Raises UrlRefused."""
+    def check(self, url: str) -> None:
+        """Raises UrlRefused where the URL is not allowed."""
         self._split(url)
-        return url
 
     def wake(self) -> None:
         """A job may have finished."""

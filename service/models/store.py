@@ -191,6 +191,10 @@ class ModelStore:
                 raise ValueError(f"its card says that it is {card.label}")
             return _stored(card, {path: _verified(folder, path, sha256) for path, sha256 in card.files.items()})
 
+    def networks(self) -> list[StoredModel]:
+        """Every model that can stylise, loaded. Raises ModelRefused for the first of all models that is not sound."""
+        return [model for model in map(self.load, self.folders()) if model.card.kind != "features"]
+
 
 def feature_weights(root: Path, network: str) -> Path | None:
     """The weights of a perceptual network in the store at ``root``, its highest version; None where it has none."""

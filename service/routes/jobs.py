@@ -18,7 +18,7 @@ from fastapi.responses import StreamingResponse
 from service.engine import Engine
 from service.errors import Expired, InvalidFields, NotFinished, NotFound, Offence
 from service.images import Photo, Picture, decode, decode_mask, encode, open_photo
-from service.jobs.job import Event, Job, Order
+from service.jobs.job import UNFINISHED, Event, Job, Order
 from service.jobs.parameters import Parameters
 from service.jobs.supervisor import Supervisor
 from service.jobs.webhook import UrlRefused, Webhooks
@@ -193,7 +193,7 @@ def _check_size(field: str, size: tuple[int, int]) -> None:
 
 
 def _hope(job: Job) -> str:
-    return " yet; its events tell when there is" if job.status in ("queued", "running") else ""
+    return " yet; its events tell when there is" if job.status in UNFINISHED else ""
 
 
 async def _stream(events: AsyncIterator[Event | None]) -> AsyncIterator[str]:

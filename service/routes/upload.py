@@ -20,7 +20,8 @@ from service.errors import (
     UploadTooSlow,
     translating,
 )
-from service.schemas import FILES, LATER_FIELDS, NOT_A_FILE
+from service.fields import NOT_A_FILE, REPEATED
+from service.schemas import FILES, LATER_FIELDS
 
 MULTIPART = "multipart/form-data"
 IMAGE_TYPES = ("image/jpeg", "image/jpg", "image/png", "image/webp")
@@ -120,7 +121,7 @@ async def _from_form(
             offences.append(Offence(name, "must be sent as a file"))
         elif name in allowed:
             if isinstance(value, str) or name in files:
-                offences.append(Offence(name, NOT_A_FILE if isinstance(value, str) else "given more than once"))
+                offences.append(Offence(name, NOT_A_FILE if isinstance(value, str) else REPEATED))
             else:
                 files[name] = await value.read()
         elif not isinstance(value, str):

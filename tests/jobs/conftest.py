@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,6 +17,7 @@ from safetensors.torch import save
 
 from service.gatys.vgg import VGG, NetworkName
 from service.jobs.parameters import PRESETS, Parameters, Pooling, PresetName
+from tests.service.live import sample, start
 from tests.service.pictures import encoded, gradient
 from tests.service.toy import write_store
 
@@ -75,10 +72,8 @@ class Service:
 
     def __init__(self, store: Path, data: Path, **variables: str) -> None:
         self.data = data
-        self._environ = {name: value for name, value in os.environ.items() if not name.startswith("STYLIZE_")} | {
-            "STYLIZE_PORT": "0",
+        self._variables = {
             "STYLIZE_PROVIDER": "cpu",
-            "STYLIZE_DRAIN_DELAY_S": "0",
             "STYLIZE_MODEL_STORE": str(store),
             "STYLIZE_DATA_DIR": str(data),
             **variables,
@@ -86,9 +81,7 @@ class Service:
         self.start()
 
     def start(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "service"], cwd=ROOT, env=self._environ, stdout=subprocess.PIPE, text=True
-        )
+        self._process = start(**self._variables)
         assert self._process.stdout
         greeting = self._process.stdout.readline()
         self.http = httpx.Client(base_url=greeting.split()[-1], timeout=PATIENCE_S)
@@ -139,9 +132,8 @@ class Service:
                     found.append(int(folder.name))
         return found
 
-    def metric(self, sample: str) -> float:
-        found = re.search(rf"^{re.escape(sample)} (\S+)$", self.http.get("/metrics").text, re.MULTILINE)
-        return float(found[1]) if found else 0.0
+    def metric(self, name: str) -> float:
+        return sample(self.http.get("/metrics").text, name)
 
 
 def wait_for(condition: Callable[[], object], said: Callable[[], str] = lambda: "") -> None:
@@ -155,10 +147,10 @@ def wait_for(condition: Callable[[], object], said: Callable[[], str] = lambda: 
 def serve(store: Path, tmp_path: Path) -> Iterator[Callable[..., Service]]:
     with ExitStack() as stack:
 
-        def start(**variables: str) -> Service:
+        def serve(**variables: str) -> Service:
             return stack.enter_context(_serving(store, tmp_path / "data", **variables))
 
-        yield start
+        yield serve
 
 
 @contextmanager

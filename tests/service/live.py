@@ -21,6 +21,20 @@ ROOT = Path(__file__).parents[2]
 PATIENCE_S = 60
 
 
+def start(stderr: IO[str] | int | None = None, /, **variables: str) -> subprocess.Popen[str]:
+    """``python -m service`` on a free port, its greeting on stdout; its settings are ``variables`` alone."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("STYLIZE_")}
+    environ |= {"STYLIZE_PORT": "0", "STYLIZE_DRAIN_DELAY_S": "0"} | variables
+    command = [sys.executable, "-m", "service"]
+    return subprocess.Popen(command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=stderr, text=True)
+
+
+def sample(metrics: str, name: str) -> float:
+    """The value of a sample as it stands in the text of /metrics, 0 where it does not."""
+    found = re.search(rf"^{re.escape(name)} (\S+)$", metrics, re.MULTILINE)
+    return float(found[1]) if found else 0.0
+
+
 @dataclass(frozen=True)
 class Live:
     process: subprocess.Popen[str]
@@ -31,27 +45,20 @@ class Live:
         host, port = self.url.removeprefix("http://").split(":")
         return host, int(port)
 
-    def metric(self, sample: str) -> float:
-        """The value of a sample as it stands in /metrics, 0 where it does not."""
-        found = re.search(rf"^{re.escape(sample)} (\S+)$", httpx.get(f"{self.url}/metrics").text, re.MULTILINE)
-        return float(found[1]) if found else 0.0
+    def metric(self, name: str) -> float:
+        return sample(httpx.get(f"{self.url}/metrics").text, name)
 
-    def wait_for(self, sample: str, value: float) -> None:
+    def wait_for(self, name: str, value: float) -> None:
         give_up = time.monotonic() + PATIENCE_S
-        while self.metric(sample) != value:
-            assert time.monotonic() < give_up, f"{sample} is {self.metric(sample)}, not {value}"
+        while self.metric(name) != value:
+            assert time.monotonic() < give_up, f"{name} is {self.metric(name)}, not {value}"
             time.sleep(0.02)
 
 
 @contextmanager
 def live(stderr: IO[str] | None = None, /, **variables: str) -> Iterator[Live]:
     """``python -m service``, ready."""
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("STYLIZE_")}
-    environ |= {"STYLIZE_PORT": "0", "STYLIZE_PROVIDER": "cpu", "STYLIZE_DRAIN_DELAY_S": "0"} | variables
-    command = [sys.executable, "-m", "service"]
-    with subprocess.Popen(
-        command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=stderr or subprocess.DEVNULL, text=True
-    ) as process:
+    with start(stderr or subprocess.DEVNULL, **{"STYLIZE_PROVIDER": "cpu"} | variables) as process:
         assert process.stdout
         try:
             found = re.search(r"http://\S+", process.stdout.readline())

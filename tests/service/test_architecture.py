@@ -24,9 +24,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service.models": {"service.models", "service.images", "service.errors"},
     "service.batching": {"service.metrics", "service.errors"},
     "service.engine": {"service.batching", "service.models", "service.metrics", "service.errors"},
+    "service.fields": {"service.errors"},
     "service.colour": set(),
     "service.masks": set(),
-    "service.schemas": {"service.models", "service.images", "service.colour", "service.masks", "service.errors"},
+    "service.schemas": {
+        "service.fields", "service.models", "service.images", "service.colour", "service.masks", "service.errors",
+    },
     "service.painting": {
         "service.schemas", "service.models", "service.images", "service.colour", "service.masks", "service.errors",
     },
@@ -38,9 +41,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service.middleware": {"service.logs", "service.schemas", "service.metrics", "service.errors"},
     "service.routes": {
         "service.routes", "service.engine", "service.schemas", "service.orders", "service.jobs", "service.batching",
-        "service.models", "service.painting", "service.masks", "service.images", "service.metrics", "service.errors",
+        "service.fields", "service.models", "service.painting", "service.masks", "service.images", "service.metrics",
+        "service.errors",
     },
-    "service.orders": {"service.jobs", "service.models", "service.images", "service.colour", "service.errors"},
+    "service.orders": {
+        "service.jobs", "service.fields", "service.models", "service.images", "service.colour", "service.errors",
+    },
     "service.jobs": {"service.jobs", "service.metrics", "service.errors"},
     "service.jobs.worker": {
         "service.gatys", "service.jobs", "service.models.store", "service.images", "service.errors",

@@ -16,21 +16,15 @@ import httpx2 as httpx
 import pytest
 from PIL import Image
 
+from tests.service.live import start
+
 ROOT = Path(__file__).parent.parent.parent
 
 
 @contextmanager
 def serving(**variables: str) -> Iterator[tuple[str, str]]:
     """Start ``python -m service`` and give its URL and its greeting."""
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("STYLIZE_")}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "service"],
-        cwd=ROOT,
-        env=environ | {"STYLIZE_PORT": "0", "STYLIZE_DRAIN_DELAY_S": "0"} | variables,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
+    process = start(subprocess.DEVNULL, **variables)
     assert process.stdout
     with process, process.stdout:
         try:
