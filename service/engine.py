@@ -14,8 +14,8 @@ from typing import Literal
 from service.batching import Admission, Batcher, Place
 from service.errors import ConfigurationError, ModelRefused, NotReady
 from service.metrics import Metrics, Stopwatch
-from service.models.catalog import Catalog, ServedModel
-from service.models.session import SETTLE_SIDE, Session
+from service.models.catalog import Catalog, ServedModel, served
+from service.models.session import SETTLE_SIDE
 from service.models.store import ModelStore
 from service.models.style import Pixels, Rows
 
@@ -132,7 +132,7 @@ class Engine:
             stored = self._store.load(folder)
             if stored.card.kind == "features":
                 return None
-            model = ServedModel(stored, Session(stored, self._provider, self._threads))
+            model = served(stored, self._provider, self._threads)
             model.settle()
             run_started = time.perf_counter()
             model.settle()

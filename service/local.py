@@ -8,8 +8,8 @@ from typing import Literal
 from service.client import Order, Refused, Stylized
 from service.errors import InvalidFields, ModelRefused, ServiceError
 from service.images import decode, encode, open_photo
-from service.models.catalog import Catalog, ServedModel
-from service.models.session import Session, check_provider, cpu_quota
+from service.models.catalog import Catalog, served
+from service.models.session import check_provider, cpu_quota
 from service.models.store import ModelStore, StyleEntry
 from service.painting import decode_masks, finished, model_for, open_mask
 from service.schemas import StylizeFields
@@ -30,7 +30,7 @@ class Local:
         stored = ModelStore(store).networks()
         if not stored:
             raise ModelRefused(str(store), "holds no network that can stylise")
-        self._catalog = Catalog.of([ServedModel(model, Session(model, provider, threads)) for model in stored])
+        self._catalog = Catalog.of([served(model, provider, threads) for model in stored])
 
     def styles(self) -> list[StyleEntry]:
         return list(self._catalog.styles())

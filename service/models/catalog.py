@@ -5,16 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
-from service.models.session import Provider, Session, StoppableRun
+import numpy as np
+import onnxruntime as ort  # type: ignore[import-untyped]
+
+from service.models.session import Images, Provider, Session, StyleRows
 from service.models.store import StoredModel, StyleEntry
 from service.models.style import Mix, Pixels, Rows, blend, rows_for
+from service.models.tiling import TiledNetwork
+
+WHOLE_PIXELS = 2**21  # up to here a picture runs whole: tiles overlap, which costs a quarter more time
 
 
 class ServedModel:
-    """A network with its session and its vectors."""
+    """A network with its session, its tiles where it has them, and its vectors."""
 
-    def __init__(self, stored: StoredModel, session: Session) -> None:
+    def __init__(self, stored: StoredModel, session: Session, tiled: TiledNetwork | None = None) -> None:
         self.card = stored.card
         self.name = stored.card.name
         self.sha256 = stored.card.files[stored.card.graph] if stored.card.graph else ""
@@ -22,13 +29,19 @@ class ServedModel:
         self.paintings = stored.paintings
         self.styles = {style.name: style for style in stored.card.styles}
         self.provider: Provider = session.provider
-        self.settle = session.settle
+        self.tiled = tiled
         self._session = session
         self._vectors = stored.vectors
 
     def begin(self) -> StoppableRun:
         """A run, to be called once with (N, H, W, 3) and (N, D)."""
-        return StoppableRun(self._session)
+        return StoppableRun(self._session, self.tiled)
+
+    def settle(self) -> None:
+        """One small run; the memory that large pictures took goes back to the system."""
+        self._session.settle()
+        if self.tiled:
+            self.tiled.settle(self.provider)
 
     def rows(self, mixes: Sequence[Mix], strength: float) -> Rows:
         """What to run the network on for some mixes: (R, D), one row a mix, and the photo's between strengths."""
@@ -37,6 +50,31 @@ class ServedModel:
     def finish(self, photo: Pixels, outputs: Pixels, strength: float, mixes: int) -> Iterator[Pixels]:
         """A picture for each mix, from the outputs (R, H, W, 3) of their ``rows``."""
         return (blend(photo, [outputs[i], *outputs[mixes:]], strength) for i in range(mixes))
+
+
+def served(stored: StoredModel, provider: Literal["auto", "cuda", "cpu"], threads: int) -> ServedModel:
+    """A stored model at work. Raises what ``Session`` does."""
+    tiled = TiledNetwork(stored, provider, threads) if stored.card.tiling else None
+    return ServedModel(stored, Session(stored, provider, threads), tiled)
+
+
+class StoppableRun:
+    """One run of a network, on one batch: whole pictures, or large ones in tiles."""
+
+    def __init__(self, session: Session, tiled: TiledNetwork | None) -> None:
+        self._session, self._tiled = session, tiled
+        self._options = ort.RunOptions()
+
+    def __call__(self, images: Images, rows: StyleRows) -> Images:
+        """As ``Session.run``; raises ONNX Runtime's error where it was stopped."""
+        if self._tiled is None or images.shape[1] * images.shape[2] <= WHOLE_PIXELS:
+            return self._session.run(images, rows, self._options)
+        pictures = zip(images, rows, strict=True)
+        return np.stack([self._tiled.run(image, row, self._options) for image, row in pictures])
+
+    def stop(self) -> None:
+        """End it before its next node; the session lives on."""
+        self._options.terminate = True
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ import logging
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,7 @@ DTYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
 
 Images = npt.NDArray[np.uint8]  # (N, H, W, 3) sRGB
 StyleRows = npt.NDArray[np.float32]  # (N, D); D is 0 for a classic network
+Feed = Mapping[str, Images | StyleRows]
 
 
 class Session:
@@ -46,8 +47,7 @@ class Session:
     def __init__(self, model: StoredModel, provider: Literal["auto", "cuda", "cpu"], threads: int) -> None:
         self._card = model.card
         self.label = model.card.label
-        with translating({Exception: lambda error: ModelRefused(self.label, f"ONNX Runtime: {error}")}):
-            self._session = ort.InferenceSession(model.graph, _options(threads), providers=_wanted(provider))
+        self._session = open_session(self.label, model.graph, provider, threads)
         self.provider: Provider = "cuda" if EXECUTION_PROVIDERS["cuda"] in self._session.get_providers() else "cpu"
         if provider == "cuda" and self.provider != "cuda":
             raise ConfigurationError("STYLIZE_PROVIDER=cuda, but ONNX Runtime gave this session the CPU")
@@ -57,12 +57,11 @@ class Session:
 
     def run(self, images: Images, rows: StyleRows, options: ort.RunOptions | None = None) -> Images:
         """Stylise (N, H, W, 3) with one style vector a row, (N, D). Raises OutOfMemory."""
-        feed: dict[str, npt.NDArray[np.uint8] | npt.NDArray[np.float32]] = {self._card.inputs[0].name: images}
+        feed: dict[str, Images | StyleRows] = {self._card.inputs[0].name: images}
         if self._card.kind == "conditional":
             feed[self._card.inputs[1].name] = rows
-        with translating(_RUNNING):
-            (stylized,) = self._session.run([self._card.outputs[0].name], feed, options)
-        return np.asarray(stylized)
+        stylized: Images = run_session(self._session, feed, options)
+        return stylized
 
     def settle(self) -> None:
         """One small run. Before the first request: what is done once is then done. After the last one for a while:
@@ -71,27 +70,31 @@ class Session:
         Giving it back after every run instead costs 0.1 CPU-seconds a megapixel in page faults; keeping it for good
         costs 430 MB for every megapixel of the largest picture ever met (half-width network, measured).
         """
-        options = ort.RunOptions()
-        if self.provider == "cpu":
-            options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         rows = np.zeros((1, self._card.dimension), np.float32)
-        self.run(np.zeros((1, SETTLE_SIDE, SETTLE_SIDE, 3), np.uint8), rows, options)
+        self.run(np.zeros((1, SETTLE_SIDE, SETTLE_SIDE, 3), np.uint8), rows, shrinking(self.provider))
 
 
-class StoppableRun:
-    """One run of a session, on one batch."""
+def open_session(
+    label: str, graph: bytes, provider: Literal["auto", "cuda", "cpu"], threads: int
+) -> ort.InferenceSession:
+    """A session of an ONNX file's bytes, set as all of ours are. Raises ModelRefused."""
+    with translating({Exception: lambda error: ModelRefused(label, f"ONNX Runtime: {error}")}):
+        return ort.InferenceSession(graph, _options(threads), providers=_wanted(provider))
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._options = ort.RunOptions()
 
-    def __call__(self, images: Images, rows: StyleRows) -> Images:
-        """As ``Session.run``; raises ONNX Runtime's error where it was stopped."""
-        return self._session.run(images, rows, self._options)
+def run_session(session: ort.InferenceSession, feed: Feed, options: ort.RunOptions | None = None) -> npt.NDArray[Any]:
+    """A session's one output. Raises OutOfMemory."""
+    with translating(_RUNNING):
+        (output,) = session.run(None, feed, options)
+    return np.asarray(output)
 
-    def stop(self) -> None:
-        """End it before its next node; the session lives on."""
-        self._options.terminate = True
+
+def shrinking(provider: Provider) -> ort.RunOptions:
+    """For a run after which the memory that earlier ones took goes back to the system."""
+    options = ort.RunOptions()
+    if provider == "cpu":
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return options
 
 
 def check_provider(provider: Literal["auto", "cuda", "cpu"]) -> None:

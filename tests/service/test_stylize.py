@@ -11,7 +11,8 @@ from fastapi.testclient import TestClient
 from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException  # type: ignore[import-untyped]
 from PIL import Image
 
-from service.models.session import Session, StoppableRun
+from service.models.catalog import StoppableRun
+from service.models.session import Session
 from tests.service.conftest import ClientFactory
 from tests.service.pictures import encoded, gradient, pixels, png_header
 from tests.service.toy import VECTORS, toy_stylized
