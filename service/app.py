@@ -54,8 +54,6 @@ def create_app(settings: Settings) -> FastAPI:
     store = ModelStore(settings.model_store)
     batcher = Batcher(admission, inference, metrics, settings.max_batch_pixels, settings.max_wait_ms)
     engine = Engine(store, settings.provider, threads, admission, batcher, inference, metrics)
-    pictures = PictureLimits(settings.max_pixels, settings.max_side)
-    stylizer = Stylizer(engine, admission, codec, metrics, pictures)
 
     webhooks = _webhooks(settings)
     crew = Crew(
@@ -65,11 +63,14 @@ def create_app(settings: Settings) -> FastAPI:
         settings.result_ttl_s,
         settings.data_dir.absolute(),
         settings.model_store.absolute(),
+        settings.provider,
     )
     kept = Limits(max_queued=settings.max_jobs, result_ttl_s=settings.result_ttl_s)
     supervisor = Supervisor(
         lambda: EmbeddedQueue(crew.data_dir, kept, owner=True), crew, metrics, webhooks, engine.ending
     )
+    pictures = PictureLimits(settings.max_pixels, settings.max_side, settings.sync_max_pixels)
+    stylizer = Stylizer(engine, admission, codec, metrics, pictures, supervisor)
     job_limits = JobLimits(settings.max_pixels, settings.max_side, settings.max_iterations)
     desk = OrderDesk(engine, settings.model_store, webhooks, codec, job_limits)
     uploads = UploadLimits(settings.max_upload_bytes, settings.upload_timeout_s)

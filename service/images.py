@@ -129,6 +129,15 @@ def _stretched(mask: Image.Image, orientation: int, size: tuple[int, int]) -> np
     return np.asarray(mask if mask.size == size else mask.resize(size, Image.Resampling.BILINEAR))
 
 
+def shrunk(rgb: npt.NDArray[np.uint8], max_side: int) -> npt.NDArray[np.uint8]:
+    """(H, W, 3) with its longer side at most ``max_side`` pixels."""
+    scale = max_side / max(rgb.shape[:2])
+    if scale >= 1:
+        return rgb
+    height, width = (max(1, round(side * scale)) for side in rgb.shape[:2])
+    return np.asarray(Image.fromarray(rgb).resize((width, height), Image.Resampling.BOX))
+
+
 def encode(picture: Picture, format: Format, quality: int) -> bytes:
     """An image file without metadata. Transparency is kept in PNG and WebP and shown on white in JPEG.
 

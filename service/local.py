@@ -11,7 +11,7 @@ from service.images import decode, encode, open_photo
 from service.models.catalog import Catalog, served
 from service.models.session import check_provider, cpu_quota
 from service.models.store import ModelStore, StyleEntry
-from service.painting import decode_masks, finished, model_for, open_mask
+from service.painting import decode_masks, model_for, open_mask, painted
 from service.schemas import StylizeFields
 
 MAX_PIXELS = 178_956_970  # Pillow's own alarm
@@ -51,9 +51,6 @@ class Local:
         size = photo.size_within(fields.max_side or MAX_SIDE)
         picture = decode(photo, size)
         masks = decode_masks(mask, fields, size)
-        rows = model.rows(fields.mixes, fields.strength)
-        images = picture.rgb[None]
-        outputs = model.begin()(images.repeat(len(rows), axis=0), rows) if len(rows) else images
         format = fields.format or photo.format
-        content = encode(finished(model, picture, outputs, fields, masks), format, fields.quality)
+        content = encode(painted(picture, fields, model, masks), format, fields.quality)
         return Stylized(content, format, str(fields.style or fields.mask_styles), model.card.label)

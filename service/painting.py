@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+import numpy as np
+
 from service.colour import keep_color
 from service.errors import InvalidFields, Offence, ServiceError
 from service.images import Photo, Picture, decode_mask, decode_regions, open_photo
 from service.masks import Mask, composed
 from service.models.catalog import Catalog, ServedModel
 from service.models.style import Pixels
+from service.models.tiling import Observe
 from service.schemas import StylizeFields
 
 
@@ -50,6 +53,20 @@ def decode_masks(photo: Photo | None, fields: StylizeFields, size: tuple[int, in
             return [decode_mask(photo, size)]
     with _naming("masks"):
         return decode_regions(photo, size, list(fields.mask_styles.styles))
+
+
+def painted(
+    picture: Picture,
+    fields: StylizeFields,
+    model: ServedModel,
+    masks: Sequence[Mask],
+    observe: Observe = lambda: None,
+) -> Picture:
+    """The whole way from a photo's pixels, in this process. ``observe`` is told of every tile of a large one."""
+    rows = model.rows(fields.mixes, fields.strength)
+    images = np.broadcast_to(picture.rgb, (len(rows), *picture.rgb.shape))
+    outputs = model.begin()(images, rows, observe) if len(rows) else images
+    return finished(model, picture, outputs, fields, masks)
 
 
 def finished(

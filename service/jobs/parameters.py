@@ -1,4 +1,5 @@
-"""What a Gatys run is asked to do. A preset is only defaults for the fields beside it."""
+"""What a job is asked to do: Gatys' optimisation, where a preset is only defaults for the fields beside it, or a large
+picture through a network."""
 
 from __future__ import annotations
 
@@ -102,3 +103,37 @@ class Parameters:
     def as_dict(self) -> dict[str, Any]:
         """As JSON has it."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class LargeParameters:
+    """A picture that ``/stylize`` makes as a job, as applied: ``width`` x ``height`` pixels in ``iterations`` tiles."""
+
+    style: str | None
+    mask_styles: str | None
+    strength: float
+    preserve_color: Literal["none", "luminance", "histogram"]
+    model: str
+    width: int
+    height: int
+    format: Literal["jpeg", "png", "webp"]
+    quality: int
+    iterations: int
+    method: Literal["stylize"] = "stylize"
+
+    @property
+    def preset(self) -> str:
+        """What its duration counts as."""
+        return self.method
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return asdict(self)
+
+
+AnyParameters = Parameters | LargeParameters
+
+
+def read_parameters(values: Mapping[str, Any]) -> AnyParameters:
+    """What ``as_dict`` gave."""
+    return LargeParameters(**values) if "method" in values else Parameters(**values)

@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-import onnxruntime as ort  # type: ignore[import-untyped]
 
-from service.models.session import Images, Provider, Session, StyleRows
+from service.models.session import Images, Provider, RunOptions, Session, StyleRows
 from service.models.store import StoredModel, StyleEntry
 from service.models.style import Mix, Pixels, Rows, blend, rows_for
-from service.models.tiling import TiledNetwork
+from service.models.tiling import Observe, TiledNetwork
 
 WHOLE_PIXELS = 2**21  # up to here a picture runs whole: tiles overlap, which costs a quarter more time
 
@@ -43,6 +42,10 @@ class ServedModel:
         if self.tiled:
             self.tiled.settle(self.provider)
 
+    def tiles(self, size: tuple[int, int]) -> int:
+        """How many runs a picture of (width, height) pixels takes for each of its rows; 1 where it goes whole."""
+        return 1 if self.tiled is None or size[0] * size[1] <= WHOLE_PIXELS else self.tiled.tiles(size)
+
     def rows(self, mixes: Sequence[Mix], strength: float) -> Rows:
         """What to run the network on for some mixes: (R, D), one row a mix, and the photo's between strengths."""
         return rows_for(self._vectors, mixes, strength)
@@ -63,14 +66,16 @@ class StoppableRun:
 
     def __init__(self, session: Session, tiled: TiledNetwork | None) -> None:
         self._session, self._tiled = session, tiled
-        self._options = ort.RunOptions()
+        self._options = RunOptions()
 
-    def __call__(self, images: Images, rows: StyleRows) -> Images:
-        """As ``Session.run``; raises ONNX Runtime's error where it was stopped."""
+    def __call__(self, images: Images, rows: StyleRows, observe: Observe = lambda: None) -> Images:
+        """As ``Session.run``; raises ONNX Runtime's error where it was stopped. ``observe`` is told of every tile."""
         if self._tiled is None or images.shape[1] * images.shape[2] <= WHOLE_PIXELS:
             return self._session.run(images, rows, self._options)
-        pictures = zip(images, rows, strict=True)
-        return np.stack([self._tiled.run(image, row, self._options) for image, row in pictures])
+        results = np.empty_like(images)
+        for image, row, result in zip(images, rows, results, strict=True):
+            self._tiled.run(image, row, result, self._options, observe)
+        return results
 
     def stop(self) -> None:
         """End it before its next node; the session lives on."""

@@ -33,6 +33,8 @@ SETTLE_SIDE = 64  # pixels
 DTYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
 
 Images = npt.NDArray[np.uint8]  # (N, H, W, 3) sRGB
+RunOptions = ort.RunOptions
+OrtSession = ort.InferenceSession
 StyleRows = npt.NDArray[np.float32]  # (N, D); D is 0 for a classic network
 Feed = Mapping[str, Images | StyleRows]
 

@@ -11,13 +11,22 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from typing import Literal
 
 import numpy as np
-import onnxruntime as ort  # type: ignore[import-untyped]
-from PIL import Image
 
-from service.models.session import Images, Provider, StyleRows, open_session, run_session, shrinking
+from service.images import shrunk
+from service.models.session import (
+    Images,
+    OrtSession,
+    Provider,
+    RunOptions,
+    StyleRows,
+    open_session,
+    run_session,
+    shrinking,
+)
 from service.models.store import StoredModel
 from service.models.style import Pixels
 
@@ -25,7 +34,7 @@ THUMBNAIL_SIDE = 1024  # pixels, the longer side: what the statistics are taken 
 TILE_SIDE = 1024  # pixels, the overlap included; a run takes 430 MB for a megapixel (half-width network, measured)
 STRIDE = 4  # pixels: tiles begin at multiples of it, as the network's coarsest places do
 
-Observe = Callable[[int, int], None]  # tiles done, of how many; what it raises ends the run
+Observe = Callable[[], None]  # a tile is done; what it raises ends the run
 
 
 @dataclass(frozen=True)
@@ -72,7 +81,7 @@ class TiledNetwork:
         self._freezing, self._frozen = model.freezing, model.frozen
         self._asked: Literal["auto", "cuda", "cpu"] = provider
         self._halo = halo_of(model.card.tiling.radius_px)
-        self._sessions: tuple[ort.InferenceSession, ort.InferenceSession] | None = None
+        self._sessions: tuple[OrtSession, OrtSession] | None = None
         self._opening = threading.Lock()
 
     def tiles(self, size: tuple[int, int]) -> int:
@@ -80,7 +89,7 @@ class TiledNetwork:
         width, height = (len(spans(length, TILE_SIDE, self._halo)) for length in size)
         return width * height
 
-    def freeze(self, images: Images, rows: StyleRows, options: ort.RunOptions | None = None) -> StyleRows:
+    def freeze(self, images: Images, rows: StyleRows, options: RunOptions | None = None) -> StyleRows:
         """Styles (N, D) with the statistics of images (N, H, W, 3) in them: (N, D'). Raises OutOfMemory."""
         freezing, _ = self._opened()
         frozen: StyleRows = run_session(freezing, {"image": images, "style": rows}, options)
@@ -90,21 +99,20 @@ class TiledNetwork:
         self,
         image: Pixels,
         row: StyleRows,
-        options: ort.RunOptions | None = None,
-        observe: Observe = lambda done, of: None,
-    ) -> Pixels:
-        """An image (H, W, 3) in the style of a row (D,). Raises OutOfMemory, and ONNX Runtime's error if stopped."""
-        frozen = self.freeze(_thumbnail(image)[None], row[None], options)
+        result: Pixels,
+        options: RunOptions | None = None,
+        observe: Observe = lambda: None,
+    ) -> None:
+        """An image (H, W, 3) in the style of a row (D,), into a result of its shape. Raises OutOfMemory, and ONNX
+        Runtime's error where it was stopped."""
+        frozen = self.freeze(shrunk(image, THUMBNAIL_SIDE)[None], row[None], options)
         _, session = self._opened()
         height, width = image.shape[:2]
-        result = np.empty_like(image)
-        places = [(down, across) for down in self._spans(height) for across in self._spans(width)]
-        for done, (down, across) in enumerate(places, start=1):
+        for down, across in product(self._spans(height), self._spans(width)):
             tile = np.ascontiguousarray(image[down.start : down.stop, across.start : across.stop])[None]
             stylized = run_session(session, {"image": tile, "style": frozen}, options)[0]
             result[down.core, across.core] = stylized[down.core_in_tile, across.core_in_tile]
-            observe(done, len(places))
-        return result
+            observe()
 
     def settle(self, provider: Provider) -> None:
         """Give back the memory that tiles took."""
@@ -119,7 +127,7 @@ class TiledNetwork:
     def _spans(self, length: int) -> list[Span]:
         return spans(length, TILE_SIDE, self._halo)
 
-    def _opened(self) -> tuple[ort.InferenceSession, ort.InferenceSession]:
+    def _opened(self) -> tuple[OrtSession, OrtSession]:
         with self._opening:
             if self._sessions is None:
                 self._sessions = (
@@ -127,12 +135,3 @@ class TiledNetwork:
                     open_session(self._label, self._frozen, self._asked, self._threads),
                 )
             return self._sessions
-
-
-def _thumbnail(image: Pixels) -> Pixels:
-    """The image, or what it looks like with its longer side at THUMBNAIL_SIDE pixels."""
-    scale = THUMBNAIL_SIDE / max(image.shape[:2])
-    if scale >= 1:
-        return image
-    height, width = (max(1, round(side * scale)) for side in image.shape[:2])
-    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BOX))

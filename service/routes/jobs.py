@@ -120,9 +120,7 @@ def jobs_router(desk: OrderDesk, supervisor: Supervisor, limits: UploadLimits) -
     async def gatys(request: Request) -> Response:
         supervisor.check_available()
         order = await desk.order(await read_upload(request, limits, FILES, ()), request)
-        job, _ = await asyncio.to_thread(supervisor.queue.submit, order)
-        await supervisor.submitted()
-        return _answer(job, 202)
+        return await accepted(supervisor, order)
 
     @router.get("/jobs/{id}", summary="A job", response_model=JobView)
     async def get_job(id: str) -> Response:
@@ -166,6 +164,13 @@ def jobs_router(desk: OrderDesk, supervisor: Supervisor, limits: UploadLimits) -
         return _answer(await _job(supervisor, id), 202) if before == "running" else Response(status_code=204)
 
     return router
+
+
+async def accepted(supervisor: Supervisor, order: Order) -> Response:
+    """An order's job, 202. Raises Saturated."""
+    job, _ = await asyncio.to_thread(supervisor.queue.submit, order)
+    await supervisor.submitted()
+    return _answer(job, 202)
 
 
 async def _job(supervisor: Supervisor, id: str) -> Job:

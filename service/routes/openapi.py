@@ -85,6 +85,10 @@ STYLIZE: dict[str, Any] = {
             "content": {f"image/{format}": {"schema": _BINARY} for format in FORMATS},
             "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in _HEADERS.items()},
         },
+        202: {
+            "description": "Too large to wait for: a Job, as `POST /gatys` gives; `Location` says where to follow it.",
+            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/JobView"}}},
+        },
     },
     "openapi_extra": {
         "parameters": [

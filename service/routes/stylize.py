@@ -15,14 +15,18 @@ from fastapi import APIRouter, Request, Response
 
 from service.batching import Admission
 from service.engine import Engine
-from service.errors import ClientGone, DeadlineExceeded, TooManyPixels
-from service.images import Format, Photo, Picture, decode, encode, open_photo
+from service.errors import ClientGone, DeadlineExceeded, GatysUnavailable, TooManyPixels
+from service.images import Format, Picture, decode, encode, open_photo
+from service.jobs.job import Order
+from service.jobs.parameters import LargeParameters
+from service.jobs.supervisor import Supervisor
 from service.masks import Mask
 from service.metrics import Metrics, Stopwatch
 from service.models.catalog import ServedModel
 from service.models.style import Pixels
 from service.painting import decode_masks, finished, model_for, open_mask
 from service.routes.accept import negotiate
+from service.routes.jobs import accepted
 from service.routes.openapi import STYLIZE
 from service.routes.upload import Upload, UploadLimits, read_upload
 from service.schemas import StylizeFields
@@ -32,26 +36,37 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class PictureLimits:
-    """Pixels of a photo taken in; default of its longer side in pixels, whose square bounds a result's pixels."""
+    """Pixels of a photo taken in; default of a result's longer side; pixels of a result that a client waits for."""
 
     max_pixels: int
     max_side: int
+    sync_max_pixels: int
 
 
 class Stylizer:
-    """Takes an upload through its stages. ``codec`` is the bounded pool that decodes and encodes."""
+    """Takes an upload through its stages. ``codec`` is the bounded pool that decodes and encodes; ``supervisor`` has
+    what is too large to wait for made as a job."""
 
     def __init__(
-        self, engine: Engine, admission: Admission, codec: Executor, metrics: Metrics, limits: PictureLimits
+        self,
+        engine: Engine,
+        admission: Admission,
+        codec: Executor,
+        metrics: Metrics,
+        limits: PictureLimits,
+        supervisor: Supervisor,
     ) -> None:
         self._engine = engine
         self._admission = admission
         self._codec = codec
         self._metrics = metrics
         self._limits = limits
+        self._supervisor = supervisor
 
-    async def answer(self, upload: Upload, accept: str | None, watch: Stopwatch, give_up: float | None) -> Response:
-        """The stylised picture. ``give_up`` is the deadline by the monotonic clock, if there is one.
+    async def answer(
+        self, upload: Upload, accept: str | None, client: str, watch: Stopwatch, give_up: float | None
+    ) -> Response:
+        """The stylised picture, or its job. ``give_up`` is the deadline by the monotonic clock, if there is one.
 
         Raises what api.md's table of errors says.
         """
@@ -62,9 +77,12 @@ class Stylizer:
             photo = await self._in_codec(open_photo, upload.image, self._limits.max_pixels)
             mask = await self._in_codec(open_mask, upload.files, self._limits.max_pixels)
         format = fields.format or negotiate(accept, photo.format)
-        size = self._size(photo, fields.max_side)
+        size = photo.size_within(fields.max_side or self._limits.max_side)
         rows = model.rows(fields.mixes, fields.strength)
-        self._check_rows(size, len(rows))
+        if self._is_large(size, len(rows)):
+            self._check_large(model, size, len(rows))
+            parameters = _large_parameters(fields, model, size, len(rows), format)
+            return await accepted(self._supervisor, Order(client, parameters, {"photo": upload.image, **upload.files}))
         with self._admission.admit(model, size[0] * size[1] * max(1, len(rows)), give_up) as place:
             with watch.time("decode"):
                 picture = await self._in_codec(decode, photo, size)
@@ -102,23 +120,27 @@ class Stylizer:
             self._metrics.abandoned.labels(watch.stage).inc()
             raise DeadlineExceeded(f"the deadline passed in the stage {watch.stage!r}; allow for more time") from error
 
-    def _size(self, photo: Photo, max_side: int | None) -> tuple[int, int]:
-        """(width, height) of the result, in pixels. Raises TooManyPixels."""
-        width, height = photo.size_within(max_side or self._limits.max_side)
-        most = self._limits.max_side**2
-        if width * height > most:
-            raise TooManyPixels(
-                f"the result would have {width} x {height} pixels; at most {most} are made: "
-                f"ask for a max_side of {self._limits.max_side} or less"
-            )
-        return width, height
+    def _is_large(self, size: tuple[int, int], rows: int) -> bool:
+        """Whether it is more than a client should wait for: a strength between 0 and 1 has two rows."""
+        pixels, most = size[0] * size[1], self._limits.sync_max_pixels
+        return pixels > most or pixels * rows > 2 * most
 
-    def _check_rows(self, size: tuple[int, int], rows: int) -> None:
-        """Regions need a row each: no more work at once than a strength between 0 and 1 may. Raises TooManyPixels."""
-        most = 2 * self._limits.max_side**2
-        if size[0] * size[1] * rows > most:
-            fits = int(max(size) * math.sqrt(most / (size[0] * size[1] * rows)))
-            raise TooManyPixels(f"{rows} runs at {size[0]} x {size[1]} pixels: ask for a max_side of {fits} or less")
+    def _check_large(self, model: ServedModel, size: tuple[int, int], rows: int) -> None:
+        """Raises TooManyPixels where such a picture cannot be made even as a job."""
+        pixels = size[0] * size[1] * max(1, rows / 2)
+        try:
+            self._supervisor.check_workers()
+            if model.tiled is None:
+                most, reason = self._limits.sync_max_pixels, f"{model.name} has no graphs for tiles"
+            elif pixels > self._limits.max_pixels:
+                most, reason = self._limits.max_pixels, "for one job"
+            else:
+                return
+        except GatysUnavailable as error:
+            most, reason = self._limits.sync_max_pixels, f"larger ones are jobs, and there are none: {error.detail}"
+        fits = int(max(size) * math.sqrt(most / pixels))
+        wanted = f"{rows} runs at {size[0]} x {size[1]} pixels"
+        raise TooManyPixels(f"{wanted} are too much ({reason}): ask for a max_side of {fits} or less")
 
     def _count(self, fields: StylizeFields, size: tuple[int, int], watch: Stopwatch) -> None:
         for mix in fields.mixes:
@@ -137,6 +159,7 @@ def stylize_router(stylizer: Stylizer, limits: UploadLimits) -> APIRouter:
     @router.post("/stylize", summary="Stylise a photo", response_class=Response, **STYLIZE)
     async def stylize(request: Request) -> Response:
         watch = Stopwatch()
+        client = request.client.host if request.client else "unknown"
         header = [("deadline_ms", value) for value in request.headers.getlist("x-deadline-ms")]
         deadline_s = _deadline_s(request.query_params.multi_items() + header)
         give_up = None if deadline_s is None else time.monotonic() + deadline_s
@@ -144,7 +167,7 @@ def stylize_router(stylizer: Stylizer, limits: UploadLimits) -> APIRouter:
             upload = await read_upload(request, limits)
             upload.fields.extend(header)
             async with while_connected(request):
-                return await stylizer.answer(upload, request.headers.get("accept"), watch, give_up)
+                return await stylizer.answer(upload, request.headers.get("accept"), client, watch, give_up)
 
     return router
 
@@ -184,6 +207,23 @@ def _deadline_s(fields: list[tuple[str, str]]) -> float | None:
                 return None
             return milliseconds / 1000 if 0 < milliseconds < math.inf else None
     return None
+
+
+def _large_parameters(
+    fields: StylizeFields, model: ServedModel, size: tuple[int, int], rows: int, format: Format
+) -> LargeParameters:
+    return LargeParameters(
+        style=str(fields.style) if fields.style else None,
+        mask_styles=str(fields.mask_styles) if fields.mask_styles else None,
+        strength=fields.strength,
+        preserve_color=fields.preserve_color,
+        model=model.name,
+        width=size[0],
+        height=size[1],
+        format=format,
+        quality=fields.quality,
+        iterations=max(1, rows * model.tiles(size)),
+    )
 
 
 def _developed(

@@ -49,7 +49,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "service.jobs": {"service.jobs", "service.metrics", "service.errors"},
     "service.jobs.worker": {
-        "service.gatys", "service.jobs", "service.models.store", "service.images", "service.errors",
+        "service.gatys", "service.jobs", "service.models", "service.painting", "service.schemas", "service.images",
+        "service.errors",
     },
     "service.gatys": {
         "service.gatys", "service.images", "service.colour", "service.masks", "service.jobs.parameters",

@@ -116,7 +116,7 @@ def test_the_size_is_kept_to_the_pixel(client: TestClient, size: tuple[int, int]
 
 
 def test_the_servers_own_max_side_is_the_default(start: ClientFactory) -> None:
-    client = start(max_side=30)
+    client = start(max_side=30, sync_max_pixels=900)
     assert pixels(post(client).content).shape == (20, 30, 3)
     assert pixels(post(client, max_side=12).content).shape == (8, 12, 3)
     problem(post(client, max_side=60), 413, "too_many_pixels")
@@ -307,7 +307,7 @@ def test_a_deadline_that_passes_is_504_and_the_next_request_is_served(
 
 def test_a_full_queue_is_503_with_a_time_to_come_back(start: ClientFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     held = Held(monkeypatch)
-    client = start(max_side=40, max_queue_pixels=3200)
+    client = start(max_side=40, sync_max_pixels=1600, max_queue_pixels=3200)
     photo = encoded(gradient(40, 40))
     with ThreadPoolExecutor(6) as pool:
         first = pool.submit(post, client, photo)
