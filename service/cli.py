@@ -8,11 +8,12 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 from service import __version__
-from service.client import Client, ClientError, Order, Refused, Stylized, Unreachable
+from service.client import Client, ClientError, OnProgress, Order, Refused, Stylized, Unreachable
 from service.colour import PreserveColor
 from service.errors import ConfigurationError, ModelRefused
 from service.images import FORMATS, Format
@@ -22,7 +23,7 @@ SUFFIXES: dict[str, Format] = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", "
 DONE, SOME_FAILED, WRONG_USE, NO_SERVICE = range(4)
 BAR = 24
 
-Fill = Callable[[Order], Stylized]
+Fill = Callable[[Order, OnProgress], Stylized]
 
 
 class WrongUse(Exception):
@@ -121,7 +122,8 @@ def _paint(fill: Fill, plan: list[tuple[Path, Path | None]], options: argparse.N
     mask, masks = (_read(path) if path else None for path in (options.mask, options.masks))
     failed = 0
     for done, (photo, target) in enumerate(plan):
-        _progress(done, len(plan), photo.name, options.quiet)
+        show = partial(_progress, done, len(plan), photo.name, options.quiet)
+        show(0.0)
         named = SUFFIXES.get(target.suffix.lower()) if target and len(plan) == 1 else None
         try:
             order = Order(
@@ -137,14 +139,14 @@ def _paint(fill: Fill, plan: list[tuple[Path, Path | None]], options: argparse.N
                 masks=masks,
                 mask_styles=options.mask_styles,
             )
-            path = _write(fill(order), photo, target)
+            path = _write(fill(order, show), photo, target)
         except (Refused, OSError) as error:
             failed += 1
             _say(f"{photo}: {error}")
         else:
             if not options.quiet:
                 _say(str(path))
-    _progress(len(plan), len(plan), "", options.quiet)
+    _progress(len(plan), len(plan), "", options.quiet, 0.0)
     if failed:
         _say(f"{failed} of {len(plan)} could not be made")
     return SOME_FAILED if failed else DONE
@@ -175,10 +177,11 @@ def _read(path: Path) -> bytes:
         raise WrongUse(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _progress(done: int, total: int, name: str, quiet: bool) -> None:
-    if quiet or total == 1 or not sys.stderr.isatty():
+def _progress(done: int, total: int, name: str, quiet: bool, share: float) -> None:
+    """``share`` is how much of the next picture is done: a large one has tiles to tell of."""
+    if quiet or not sys.stderr.isatty() or (total == 1 and not share):
         return
-    filled = BAR * done // total
+    filled = int(BAR * (done + share) / total)
     end = "\n" if done == total else ""
     print(f"\r\033[K{'█' * filled}{'░' * (BAR - filled)} {done}/{total} {name}", end=end, file=sys.stderr, flush=True)
 

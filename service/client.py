@@ -11,8 +11,10 @@ ClientError
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self, cast
 
@@ -24,6 +26,10 @@ from service.images import Format
 from service.schemas import Style, Styles
 
 TIMEOUT_S = 120.0
+POLL_S = 0.5
+ACCEPTED = 202
+
+OnProgress = Callable[[float], None]  # 0 to 1
 
 
 class ClientError(Exception):
@@ -81,7 +87,8 @@ class Order:
 
 @dataclass(frozen=True)
 class Stylized:
-    """A finished picture: the file's bytes, its format, the mix as applied, and ``name@version`` of the model."""
+    """A finished picture: the file's bytes, its format, the mix as applied, and ``name@version`` of the model (of a
+    job, its name; ``request_id`` is the job's id then)."""
 
     content: bytes = field(repr=False)
     format: Format
@@ -114,8 +121,17 @@ class Client:
         """The picture painted; ``fields`` are those of Order."""
         return self.fill(Order(image, style, **fields))
 
-    def fill(self, order: Order) -> Stylized:
-        return _stylized(self._request("POST", "/stylize", **_multipart(order)))
+    def fill(self, order: Order, on_progress: OnProgress = lambda share: None) -> Stylized:
+        """The picture painted. One so large that it is a job is waited for, and ``on_progress`` told of it."""
+        response = self._request("POST", "/stylize", **_multipart(order))
+        if response.status_code != ACCEPTED:
+            return _stylized(response)
+        job = response.json()
+        while _is_going_on(job):
+            time.sleep(POLL_S)
+            job = self._request("GET", job["links"]["self"]).json()
+            on_progress(job["progress"])
+        return _finished(job, self._request("GET", job["links"]["result"]))
 
     def close(self) -> None:
         self._http.close()
@@ -155,8 +171,17 @@ class AsyncClient:
         """The picture painted; ``fields`` are those of Order."""
         return await self.fill(Order(image, style, **fields))
 
-    async def fill(self, order: Order) -> Stylized:
-        return _stylized(await self._request("POST", "/stylize", **_multipart(order)))
+    async def fill(self, order: Order, on_progress: OnProgress = lambda share: None) -> Stylized:
+        """The picture painted. One so large that it is a job is waited for, and ``on_progress`` told of it."""
+        response = await self._request("POST", "/stylize", **_multipart(order))
+        if response.status_code != ACCEPTED:
+            return _stylized(response)
+        job = response.json()
+        while _is_going_on(job):
+            await asyncio.sleep(POLL_S)
+            job = (await self._request("GET", job["links"]["self"])).json()
+            on_progress(job["progress"])
+        return _finished(job, await self._request("GET", job["links"]["result"]))
 
     async def close(self) -> None:
         await self._http.aclose()
@@ -201,6 +226,19 @@ def _stylized(response: httpx.Response) -> Stylized:
     headers = response.headers
     format = cast(Format, headers["content-type"].removeprefix("image/"))
     return Stylized(response.content, format, headers["x-style"], headers["x-model"], headers.get("x-request-id"))
+
+
+def _is_going_on(job: Mapping[str, Any]) -> bool:
+    """Raises Refused where it will never have a result."""
+    if job["status"] in ("queued", "running", "succeeded"):
+        return bool(job["status"] != "succeeded")
+    problem = job["error"] or {"status": 410, "code": job["status"], "detail": f"the job was {job['status']}"}
+    raise Refused(problem["status"], problem["code"], problem["detail"], (), None)
+
+
+def _finished(job: Mapping[str, Any], result: httpx.Response) -> Stylized:
+    asked = job["parameters"]
+    return Stylized(result.content, asked["format"], asked["style"] or asked["mask_styles"], asked["model"], job["id"])
 
 
 def _transport(url: httpx.URL) -> Translation:

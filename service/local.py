@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
 from typing import Literal
 
-from service.client import Order, Refused, Stylized
+from service.client import OnProgress, Order, Refused, Stylized
 from service.errors import InvalidFields, ModelRefused, ServiceError
 from service.images import decode, encode, open_photo
 from service.models.catalog import Catalog, served
@@ -35,15 +36,16 @@ class Local:
     def styles(self) -> list[StyleEntry]:
         return list(self._catalog.styles())
 
-    def fill(self, order: Order) -> Stylized:
-        """Raises Refused, with the status and code that the server would have answered."""
+    def fill(self, order: Order, on_progress: OnProgress = lambda share: None) -> Stylized:
+        """``on_progress`` is told of a large picture's tiles. Raises Refused, with the status and code that the server
+        would have answered."""
         try:
-            return self._fill(order)
+            return self._fill(order, on_progress)
         except ServiceError as error:
             offences = error.offences if isinstance(error, InvalidFields) else ()
             raise Refused(error.status, error.code, error.detail, offences, None) from error
 
-    def _fill(self, order: Order) -> Stylized:
+    def _fill(self, order: Order, on_progress: OnProgress) -> Stylized:
         fields = StylizeFields.read(list(order.fields.items()), self._catalog, files=order.files)
         model = model_for(fields, self._catalog)
         photo = open_photo(order.image, MAX_PIXELS)
@@ -52,5 +54,8 @@ class Local:
         picture = decode(photo, size)
         masks = decode_masks(mask, fields, size)
         format = fields.format or photo.format
-        content = encode(painted(picture, fields, model, masks), format, fields.quality)
+        tiles = count(1)
+        of = model.tiles(size) * len(model.rows(fields.mixes, fields.strength))
+        finished = painted(picture, fields, model, masks, lambda: on_progress(next(tiles) / of))
+        content = encode(finished, format, fields.quality)
         return Stylized(content, format, str(fields.style or fields.mask_styles), model.card.label)
