@@ -89,25 +89,27 @@ def paint(
     parameters: Parameters,
     *,
     mask: Mask | None = None,
+    start: Pixels | None = None,
     resume: Checkpoint | None = None,
     observe: Callable[[Progress], None] = lambda progress: None,
 ) -> Pixels:
     """The photo (H, W, 3) in the style of paintings (h, w, 3) with weights that sum to 1; as large as the photo.
 
-    `observe` is told of every evaluation; what it raises ends the run. Raises Diverged.
+    It begins with `start`, a picture of any size, or else with what the parameters' `init` says. `observe` is told of
+    every evaluation; what it raises ends the run. Raises Diverged.
     """
     if parameters.preserve_color == "histogram":
         paintings = [(keep_color(painting, photo, "histogram"), weight) for painting, weight in paintings]
     size = photo.shape[1], photo.shape[0]
     plan = stages(size, parameters.iterations)
-    picture, before = None, 0
+    picture, before = None if start is None else to_tensor(start[None]).to(vgg.mean.device), 0
     if resume is not None:
         picture, before = _from_checkpoint(resume, vgg.mean.device), resume.iteration - resume.stage_iteration
     for index, stage in enumerate(plan):
         if resume is not None and index < resume.stage:
             continue
         spent = resume.stage_iteration if resume is not None and index == resume.stage else 0
-        objective, start = _prepare(vgg, photo, paintings, parameters, stage.size, picture)
+        objective, first = _prepare(vgg, photo, paintings, parameters, stage.size, picture)
         base = before + spent
         last = 0
 
@@ -122,7 +124,7 @@ def paint(
 
         picture = optimize(
             objective,
-            start,
+            first,
             evaluations=max(0, stage.evaluations - spent),
             optimizer=parameters.optimizer,
             bounds=parameters.defaults.bounds,

@@ -78,7 +78,7 @@ PRESETS: Mapping[PresetName, Preset] = MappingProxyType(
 @dataclass(frozen=True)
 class Parameters:
     """Everything that makes a run what it is, as applied. ``max_side`` in pixels; ``style`` maps paintings' names to
-    weights that sum to 1."""
+    weights that sum to 1; ``start_model`` is the network whose picture is begun with, in place of ``init``."""
 
     preset: PresetName
     style: Mapping[str, float]
@@ -94,6 +94,7 @@ class Parameters:
     format: Literal["jpeg", "png", "webp"]
     quality: int
     seed: int
+    start_model: str | None = None
 
     @property
     def defaults(self) -> Preset:

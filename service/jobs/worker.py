@@ -23,12 +23,13 @@ from typing import TYPE_CHECKING, Literal, cast
 import numpy as np
 
 from service.errors import Internal, ModelRefused, OutOfMemory, RunDiverged, ServiceError
-from service.images import Picture, decode, decode_mask, encode, open_photo
+from service.images import Picture, decode, decode_mask, encode, open_photo, shrunk
 from service.jobs.job import Lease, Limits, Loss
 from service.jobs.parameters import LargeParameters, Parameters
 from service.jobs.queue import EmbeddedQueue, JobQueue, LeaseLost
 from service.models.catalog import Catalog, ServedModel, served
 from service.models.store import ModelStore, feature_weights
+from service.models.style import Mix
 from service.models.tiling import THUMBNAIL_SIDE, Observe
 from service.painting import decode_masks, model_for, open_mask, painted
 from service.schemas import StylizeFields
@@ -112,12 +113,22 @@ class Worker:
                 order.paintings,
                 parameters,
                 mask=order.mask,
+                start=self._start(parameters, order.photo.rgb),
                 resume=_unpacked(self._jobs.checkpoint(lease)),
                 observe=reporter.observe,
             )
         except Diverged as error:
             raise RunDiverged(str(error)) from error
         return encode(Picture(picture, order.photo.alpha), parameters.format, parameters.quality)
+
+    def _start(self, parameters: Parameters, photo: Pixels) -> Pixels | None:
+        """What a network makes of the photo, no larger than the first stage of the optimisation."""
+        if parameters.start_model is None:
+            return None
+        model = self._model(parameters.start_model)
+        small = shrunk(photo, THUMBNAIL_SIDE)
+        stylized: Pixels = model.begin()(small[None], model.rows([Mix(parameters.style)], 1.0))[0]
+        return stylized
 
     def _large(self, lease: Lease, parameters: LargeParameters) -> bytes:
         """The picture in tiles; before it, a small one with the same statistics as the preview."""

@@ -23,6 +23,7 @@ from service.jobs.parameters import Parameters
 from service.jobs.supervisor import Supervisor
 from service.jobs.webhook import UrlRefused, Webhooks
 from service.models.store import feature_weights
+from service.models.style import Mix
 from service.orders import FILES, MIN_SIDE, GatysFields, JobView, Offer
 from service.routes.accept import negotiate
 from service.routes.conditional import matches
@@ -81,7 +82,18 @@ class OrderDesk:
     def _offer(self, named: bool) -> Offer:
         networks = [name for name in NETWORKS if feature_weights(self._store, name)]
         paintings = self._engine.catalog.paintings() if named else {}
-        return Offer(self._limits.max_iterations, self._limits.max_side, networks, paintings, self._webhook_refusal)
+        return Offer(
+            self._limits.max_iterations,
+            self._limits.max_side,
+            networks,
+            paintings,
+            self._webhook_refusal,
+            self._model_for,
+        )
+
+    def _model_for(self, mix: Mix) -> str | None:
+        able = self._engine.catalog.models_with(set(mix.weights))
+        return able[0].name if able else None
 
     def _webhook_refusal(self, url: str) -> str | None:
         if self._webhooks is None:

@@ -29,7 +29,7 @@ def service(serve: Serve) -> Service:
 def ask(service: Service, **fields: object) -> httpx.Response:
     files = {"image": ("a.png", PHOTO)} | fields.pop("files", {})  # type: ignore[operator]
     data = {name: str(value) for name, value in fields.items()}
-    return service.http.post("/stylize", files=files, data=data)  # type: ignore[arg-type]
+    return service.http.post("/stylize", files=files, data=data)
 
 
 def test_a_picture_too_large_to_wait_for_is_a_job(service: Service) -> None:
