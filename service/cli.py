@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     add("-l", "--list", action="store_true", help="list the styles and stop")
     add("--strength", type=float, help="0 gives the photo back, 1 is the full style (default 1)")
     add("--preserve-color", choices=get_args(PreserveColor), help="luminance or histogram: keep the photo's colours")
+    add("--stroke", type=float, help="1 to 16: strokes so many times as large (default: as in a preview of 1024 px)")
     add("--max-side", type=int, help="longest side of the result, in pixels; never enlarges (default 2048)")
     add("--mask", type=Path, help="a greyscale picture: white is painted, black stays photo")
     add("--masks", type=Path, help="an indexed PNG: a style for each palette index")
@@ -131,6 +132,7 @@ def _paint(fill: Fill, plan: list[tuple[Path, Path | None]], options: argparse.N
                 style=options.style,
                 strength=options.strength,
                 preserve_color=options.preserve_color,
+                stroke=options.stroke,
                 max_side=options.max_side,
                 model=options.model,
                 format=options.format or named,

@@ -12,6 +12,7 @@ ClientError
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -28,6 +29,7 @@ from service.schemas import Style, Styles
 TIMEOUT_S = 120.0
 POLL_S = 0.5
 ACCEPTED = 202
+FILES = ("image", "mask", "masks")
 
 OnProgress = Callable[[float], None]  # 0 to 1
 
@@ -66,6 +68,7 @@ class Order:
     style: str | None = None
     strength: float | None = None
     preserve_color: PreserveColor | None = None
+    stroke: float | None = None
     max_side: int | None = None
     model: str | None = None
     format: Format | None = None
@@ -76,8 +79,8 @@ class Order:
 
     @property
     def fields(self) -> dict[str, str]:
-        names = ("style", "strength", "preserve_color", "max_side", "model", "format", "quality", "mask_styles")
-        return {name: str(value) for name in names if (value := getattr(self, name)) is not None}
+        values = {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.name not in FILES}
+        return {name: str(value) for name, value in values.items() if value is not None}
 
     @property
     def files(self) -> dict[str, bytes]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from service.batching import Admission, Batcher, Place
+from service.batching import Admission, Batcher, Network, Place
 from service.errors import ConfigurationError, ModelRefused, NotReady
 from service.metrics import Metrics, Stopwatch
 from service.models.catalog import Catalog, ServedModel, served
@@ -109,9 +109,9 @@ class Engine:
             self._metrics.model_info.labels(*labels).set(1)
         self._catalog = Catalog.of(models)
 
-    async def submit(self, model: ServedModel, place: Place, image: Pixels, rows: Rows, watch: Stopwatch) -> Pixels:
-        """Run ``model`` on ``image`` (H, W, 3) for each of ``rows`` (R, D), when its turn comes: (R, H, W, 3)."""
-        return await self._batcher.submit(model, place, image, rows, watch)
+    async def submit(self, network: Network, place: Place, image: Pixels, rows: Rows, watch: Stopwatch) -> Pixels:
+        """Run ``network`` on ``image`` (H, W, 3) for each of ``rows`` (R, D), when its turn comes: (R, H, W, 3)."""
+        return await self._batcher.submit(network, place, image, rows, watch)
 
     def _load(self) -> _Loaded:
         loaded = _Loaded()

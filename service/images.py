@@ -129,6 +129,22 @@ def _stretched(mask: Image.Image, orientation: int, size: tuple[int, int]) -> np
     return np.asarray(mask if mask.size == size else mask.resize(size, Image.Resampling.BILINEAR))
 
 
+def resized(rgb: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """(H, W, 3) at ``size`` (width, height)."""
+    if size == (rgb.shape[1], rgb.shape[0]):
+        return rgb
+    return np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.LANCZOS))
+
+
+def halved_and_back(rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """(H, W, 3) without what half its size could not show. Of a part of a picture that begins at an even row this is
+    the same part of the whole's, but for a few rows at its ends."""
+    height, width = rgb.shape[:2]
+    even = np.pad(rgb, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    image = Image.fromarray(even)
+    return np.asarray(image.reduce(2).resize(image.size, Image.Resampling.BICUBIC))[:height, :width]
+
+
 def shrunk(rgb: npt.NDArray[np.uint8], max_side: int) -> npt.NDArray[np.uint8]:
     """(H, W, 3) with its longer side at most ``max_side`` pixels."""
     scale = max_side / max(rgb.shape[:2])

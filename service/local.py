@@ -12,7 +12,7 @@ from service.images import decode, encode, open_photo
 from service.models.catalog import Catalog, served
 from service.models.session import check_provider, cpu_quota
 from service.models.store import ModelStore, StyleEntry
-from service.painting import decode_masks, model_for, open_mask, painted
+from service.painting import decode_masks, model_for, open_mask, painted, stroke_of
 from service.schemas import StylizeFields
 
 MAX_PIXELS = 178_956_970  # Pillow's own alarm
@@ -55,7 +55,7 @@ class Local:
         masks = decode_masks(mask, fields, size)
         format = fields.format or photo.format
         tiles = count(1)
-        of = model.tiles(size) * len(model.rows(fields.mixes, fields.strength))
+        of = model.tiles(size, stroke_of(fields, size)) * len(model.rows(fields.mixes, fields.strength))
         finished = painted(picture, fields, model, masks, lambda: on_progress(next(tiles) / of))
         content = encode(finished, format, fields.quality)
         return Stylized(content, format, str(fields.style or fields.mask_styles), model.card.label)

@@ -11,10 +11,12 @@ from service.colour import keep_color
 from service.errors import InvalidFields, Offence, ServiceError
 from service.images import Photo, Picture, decode_mask, decode_regions, open_photo
 from service.masks import Mask, composed
-from service.models.catalog import Catalog, ServedModel
+from service.models.catalog import WHOLE_PIXELS, Catalog, ServedModel
 from service.models.style import Pixels
 from service.models.tiling import Observe
 from service.schemas import StylizeFields
+
+PREVIEW_SIDE = 1024  # pixels, the longer side: what a large picture looks like where no stroke is asked for
 
 
 def model_for(fields: StylizeFields, catalog: Catalog) -> ServedModel:
@@ -55,6 +57,14 @@ def decode_masks(photo: Photo | None, fields: StylizeFields, size: tuple[int, in
         return decode_regions(photo, size, list(fields.mask_styles.styles))
 
 
+def stroke_of(fields: StylizeFields, size: tuple[int, int]) -> float:
+    """How many times as large as the network's own the strokes are: as asked, else large pictures look like their
+    preview. ``size`` is (width, height) in pixels."""
+    if fields.stroke is not None:
+        return fields.stroke
+    return max(1.0, max(size) / PREVIEW_SIDE) if size[0] * size[1] > WHOLE_PIXELS else 1.0
+
+
 def painted(
     picture: Picture,
     fields: StylizeFields,
@@ -65,7 +75,8 @@ def painted(
     """The whole way from a photo's pixels, in this process. ``observe`` is told of every tile of a large one."""
     rows = model.rows(fields.mixes, fields.strength)
     images = np.broadcast_to(picture.rgb, (len(rows), *picture.rgb.shape))
-    outputs = model.begin()(images, rows, observe) if len(rows) else images
+    stroke = stroke_of(fields, (picture.rgb.shape[1], picture.rgb.shape[0]))
+    outputs = model.begin(stroke)(images, rows, observe) if len(rows) else images
     return finished(model, picture, outputs, fields, masks)
 
 

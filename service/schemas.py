@@ -52,6 +52,7 @@ class StylizeFields(BaseModel):
     mask_styles: Annotated[Regions, BeforeValidator(Regions.parse), AfterValidator(_known_regions)] | None = None
     strength: float = Field(1.0, ge=0, le=1, allow_inf_nan=False)
     preserve_color: PreserveColor = "none"
+    stroke: float | None = Field(None, ge=1, le=16, allow_inf_nan=False)
     max_side: int | None = Field(None, ge=1, le=16383)
     model: Annotated[str, AfterValidator(_known_model)] | None = None
     format: Format | None = None

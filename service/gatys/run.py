@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from service.colour import keep_color
@@ -18,6 +17,7 @@ from service.gatys.losses import GATYS_STYLE_LAYERS, MEASURES, grams_of
 from service.gatys.optimize import Evaluation, Losses, Objective, optimize
 from service.gatys.pictures import to_pixels, to_tensor
 from service.gatys.vgg import VGG
+from service.images import resized
 from service.jobs.parameters import Parameters, Pooling, Precision
 from service.masks import Mask, composed
 
@@ -173,7 +173,7 @@ def _prepare(
 ) -> tuple[Objective, Tensor]:
     """The objective at a stage's size (width, height), and the picture to start from."""
     device, preset = vgg.mean.device, parameters.defaults
-    content = to_tensor(_resized(photo, size)[None]).to(device)
+    content = to_tensor(resized(photo, size)[None]).to(device)
     styles = [to_tensor(_fitted(painting, max(size))[None]).to(device) for painting, _ in paintings]
     objective = Objective(
         vgg,
@@ -186,7 +186,7 @@ def _prepare(
         measure=MEASURES[preset.measure],
     )
     if picture is None:
-        picture = _start(parameters, content, to_tensor(_resized(paintings[0][0], size)[None]).to(device))
+        picture = _start(parameters, content, to_tensor(resized(paintings[0][0], size)[None]).to(device))
     elif picture.shape[2:] != content.shape[2:]:
         picture = F.interpolate(picture, content.shape[2:], mode="bicubic", antialias=True).clamp(0, 1)
     return objective, picture
@@ -213,13 +213,7 @@ def _fitted(painting: Pixels, longer_side: int) -> Pixels:
     """The painting with the picture's longer side, so that a stroke is as large in both; no side below MIN_SIDE."""
     height, width = painting.shape[:2]
     scale = longer_side / max(height, width)
-    return _resized(painting, (max(MIN_SIDE, round(width * scale)), max(MIN_SIDE, round(height * scale))))
-
-
-def _resized(picture: Pixels, size: tuple[int, int]) -> Pixels:
-    if size == (picture.shape[1], picture.shape[0]):
-        return picture
-    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS))
+    return resized(painting, (max(MIN_SIDE, round(width * scale)), max(MIN_SIDE, round(height * scale))))
 
 
 def _from_checkpoint(checkpoint: Checkpoint, device: torch.device) -> Tensor:

@@ -114,6 +114,7 @@ class LargeParameters:
     mask_styles: str | None
     strength: float
     preserve_color: Literal["none", "luminance", "histogram"]
+    stroke: float
     model: str
     width: int
     height: int

@@ -31,7 +31,7 @@ from service.models.catalog import Catalog, ServedModel, served
 from service.models.store import ModelStore, feature_weights
 from service.models.style import Mix
 from service.models.tiling import THUMBNAIL_SIDE, Observe
-from service.painting import decode_masks, model_for, open_mask, painted
+from service.painting import PREVIEW_SIDE, decode_masks, model_for, open_mask, painted
 from service.schemas import StylizeFields
 
 if TYPE_CHECKING:
@@ -137,7 +137,8 @@ class Worker:
         catalog = Catalog.of([self._model(parameters.model)])
         fields = StylizeFields.read(_fields(parameters), catalog, files=files)
         size = parameters.width, parameters.height
-        preview = _stylized(image, files, fields, catalog, _within(size, THUMBNAIL_SIDE))
+        small = fields.model_copy(update={"stroke": max(1.0, parameters.stroke * PREVIEW_SIDE / max(size))})
+        preview = _stylized(image, files, small, catalog, _within(size, PREVIEW_SIDE))
         self._jobs.show(lease, 0, encode(preview, "jpeg", PREVIEW_QUALITY))
         _say("told")
         tiles = _Tiles(self._jobs, lease, parameters.iterations)
@@ -247,7 +248,7 @@ class _Tiles:
 
 def _fields(parameters: LargeParameters) -> list[tuple[str, str]]:
     """The fields of ``/stylize`` that the parameters came from."""
-    names = ("style", "mask_styles", "strength", "preserve_color", "model", "quality")
+    names = ("style", "mask_styles", "strength", "preserve_color", "stroke", "model", "quality")
     values = parameters.as_dict()
     return [(name, str(values[name])) for name in names if values[name] is not None]
 

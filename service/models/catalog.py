@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import numpy as np
 
 from service.models.session import Images, Provider, RunOptions, Session, StyleRows
 from service.models.store import StoredModel, StyleEntry
+from service.models.strokes import sizes, with_strokes
 from service.models.style import Mix, Pixels, Rows, blend, rows_for
 from service.models.tiling import Observe, TiledNetwork
 
@@ -32,9 +34,9 @@ class ServedModel:
         self._session = session
         self._vectors = stored.vectors
 
-    def begin(self) -> StoppableRun:
-        """A run, to be called once with (N, H, W, 3) and (N, D)."""
-        return StoppableRun(self._session, self.tiled)
+    def begin(self, stroke: float = 1.0) -> StoppableRun:
+        """A run, to be called once with (N, H, W, 3) and (N, D); with strokes so many times as large as its own."""
+        return StoppableRun(self._session, self.tiled, stroke)
 
     def settle(self) -> None:
         """One small run; the memory that large pictures took goes back to the system."""
@@ -42,9 +44,10 @@ class ServedModel:
         if self.tiled:
             self.tiled.settle(self.provider)
 
-    def tiles(self, size: tuple[int, int]) -> int:
-        """How many runs a picture of (width, height) pixels takes for each of its rows; 1 where it goes whole."""
-        return 1 if self.tiled is None or size[0] * size[1] <= WHOLE_PIXELS else self.tiled.tiles(size)
+    def tiles(self, size: tuple[int, int], stroke: float) -> int:
+        """How many tiles a picture of (width, height) pixels has for each of its rows, over all sizes of strokes."""
+        large = [size for size in sizes(size, stroke) if size[0] * size[1] > WHOLE_PIXELS]
+        return sum(self.tiled.tiles(size) for size in large) if self.tiled else 0
 
     def rows(self, mixes: Sequence[Mix], strength: float) -> Rows:
         """What to run the network on for some mixes: (R, D), one row a mix, and the photo's between strengths."""
@@ -61,21 +64,51 @@ def served(stored: StoredModel, provider: Literal["auto", "cuda", "cpu"], thread
     return ServedModel(stored, Session(stored, provider, threads), tiled)
 
 
-class StoppableRun:
-    """One run of a network, on one batch: whole pictures, or large ones in tiles."""
+@dataclass(frozen=True)
+class Stroked:
+    """A model with larger strokes: a network of its own to whom it waits for."""
 
-    def __init__(self, session: Session, tiled: TiledNetwork | None) -> None:
-        self._session, self._tiled = session, tiled
+    model: ServedModel
+    stroke: float
+
+    @property
+    def name(self) -> str:
+        return self.model.name
+
+    @property
+    def provider(self) -> Provider:
+        return self.model.provider
+
+    def begin(self) -> StoppableRun:
+        return self.model.begin(self.stroke)
+
+    def settle(self) -> None:
+        self.model.settle()
+
+
+class StoppableRun:
+    """One run of a network, on one batch: whole pictures, large ones in tiles, and those of larger strokes."""
+
+    def __init__(self, session: Session, tiled: TiledNetwork | None, stroke: float = 1.0) -> None:
+        self._session, self._tiled, self._stroke = session, tiled, stroke
         self._options = RunOptions()
 
     def __call__(self, images: Images, rows: StyleRows, observe: Observe = lambda: None) -> Images:
         """As ``Session.run``; raises ONNX Runtime's error where it was stopped. ``observe`` is told of every tile."""
-        if self._tiled is None or images.shape[1] * images.shape[2] <= WHOLE_PIXELS:
+        if self._stroke == 1 and not self._is_large(images[0]):
             return self._session.run(images, rows, self._options)
         results = np.empty_like(images)
         for image, row, result in zip(images, rows, results, strict=True):
-            self._tiled.run(image, row, result, self._options, observe)
+            result[:] = with_strokes(image, self._stroke, partial(self._paint, row=row, observe=observe))
         return results
+
+    def _paint(self, image: Pixels, row: StyleRows, observe: Observe) -> Pixels:
+        if self._tiled is None or not self._is_large(image):
+            return np.asarray(self._session.run(image[None], row[None], self._options)[0])
+        return self._tiled.run(image, row, self._options, observe)
+
+    def _is_large(self, image: Pixels) -> bool:
+        return self._tiled is not None and image.shape[0] * image.shape[1] > WHOLE_PIXELS
 
     def stop(self) -> None:
         """End it before its next node; the session lives on."""

@@ -99,12 +99,11 @@ class TiledNetwork:
         self,
         image: Pixels,
         row: StyleRows,
-        result: Pixels,
         options: RunOptions | None = None,
         observe: Observe = lambda: None,
-    ) -> None:
-        """An image (H, W, 3) in the style of a row (D,), into a result of its shape. Raises OutOfMemory, and ONNX
-        Runtime's error where it was stopped."""
+    ) -> Pixels:
+        """An image (H, W, 3) in the style of a row (D,). Raises OutOfMemory, and ONNX Runtime's error if stopped."""
+        result = np.empty_like(image)
         frozen = self.freeze(shrunk(image, THUMBNAIL_SIDE)[None], row[None], options)
         _, session = self._opened()
         height, width = image.shape[:2]
@@ -113,6 +112,7 @@ class TiledNetwork:
             stylized = run_session(session, {"image": tile, "style": frozen}, options)[0]
             result[down.core, across.core] = stylized[down.core_in_tile, across.core_in_tile]
             observe()
+        return result
 
     def settle(self, provider: Provider) -> None:
         """Give back the memory that tiles took."""

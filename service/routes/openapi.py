@@ -24,6 +24,13 @@ _FIELDS: dict[str, dict[str, Any]] = {
         "default": 1,
         "description": "0 gives the photo back, 1 the full style.",
     },
+    "stroke": {
+        "type": "number",
+        "minimum": 1,
+        "maximum": 16,
+        "description": "Strokes so many times as large as the network's own. Default: 1 up to 2 megapixels; larger "
+        "pictures look like their preview of 1,024 px, only sharper.",
+    },
     "max_side": {
         "type": "integer",
         "minimum": 1,

@@ -22,9 +22,9 @@ from service.jobs.parameters import LargeParameters
 from service.jobs.supervisor import Supervisor
 from service.masks import Mask
 from service.metrics import Metrics, Stopwatch
-from service.models.catalog import ServedModel
+from service.models.catalog import ServedModel, Stroked
 from service.models.style import Pixels
-from service.painting import decode_masks, finished, model_for, open_mask
+from service.painting import decode_masks, finished, model_for, open_mask, stroke_of
 from service.routes.accept import negotiate
 from service.routes.jobs import accepted
 from service.routes.openapi import STYLIZE
@@ -89,7 +89,8 @@ class Stylizer:
                 masks = await self._in_codec(decode_masks, mask, fields, size)
             outputs = picture.rgb[None]
             if len(rows):
-                outputs = await self._engine.submit(model, place, picture.rgb, rows, watch)
+                network = Stroked(model, stroke) if (stroke := stroke_of(fields, size)) > 1 else model
+                outputs = await self._engine.submit(network, place, picture.rgb, rows, watch)
             with watch.time("encode"):
                 content = await self._in_codec(_developed, model, picture, outputs, fields, masks, format)
             self._admission.codec.learn(size[0] * size[1], watch.durations_s["decode"] + watch.durations_s["encode"])
@@ -212,17 +213,19 @@ def _deadline_s(fields: list[tuple[str, str]]) -> float | None:
 def _large_parameters(
     fields: StylizeFields, model: ServedModel, size: tuple[int, int], rows: int, format: Format
 ) -> LargeParameters:
+    stroke = stroke_of(fields, size)
     return LargeParameters(
         style=str(fields.style) if fields.style else None,
         mask_styles=str(fields.mask_styles) if fields.mask_styles else None,
         strength=fields.strength,
         preserve_color=fields.preserve_color,
+        stroke=stroke,
         model=model.name,
         width=size[0],
         height=size[1],
         format=format,
         quality=fields.quality,
-        iterations=max(1, rows * model.tiles(size)),
+        iterations=max(1, rows * model.tiles(size, stroke)),
     )
 
 
