@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from bench.load import Plan, Request, fire
 
-START_S = 180.0  # the longest that a server may take to its first picture
+START_S = 90.0  # the longest that a server may take to its first picture
 STOP_S = 30.0
 
 
@@ -72,21 +73,27 @@ def running(server: Server, photo: bytes) -> Iterator[Running]:
     command = [part.format(port=port) for part in server.command]
     environment = {**os.environ, **{name: value.format(port=port) for name, value in server.environment.items()}}
     started = time.perf_counter()
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        while fire(Plan(server.request(port, photo), duration_s=0.001)).shots[0].status != 200:
-            if process.poll() is not None or time.perf_counter() - started > START_S:
-                raise RuntimeError(f"{server.name} did not come to answer with a picture: {' '.join(command)}")
-            time.sleep(0.2)
-        yield Running(server, port, process.pid, time.perf_counter() - started)
-    finally:
-        family = _tree(process.pid)
-        process.terminate()
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         try:
-            process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-        _end(family)
+            while fire(Plan(server.request(port, photo), duration_s=0.001)).shots[0].status != 200:
+                if process.poll() is not None or time.perf_counter() - started > START_S:
+                    log.seek(0)
+                    raise RuntimeError(f"{server.name} did not come to answer with a picture:\n{log.read()[-3000:]}")
+                time.sleep(0.2)
+            yield Running(server, port, process.pid, time.perf_counter() - started)
+        finally:
+            _stop(process)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    family = _tree(process.pid)
+    process.terminate()
+    try:
+        process.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+    _end(family)
 
 
 def _end(pids: Sequence[int]) -> None:

@@ -127,15 +127,15 @@ def known_peers() -> list[Server]:
         "BENTOML_DO_NOT_TRACK": "true",
     }
 
+    form, web = (f"{name}=={version(name.partition('[')[0])}" for name in ("python-multipart", "uvicorn[standard]"))
     peers = {
-        "FastAPI": (f"fastapi=={version('fastapi')}", "bench.peers.plain"),
-        "LitServe": ("litserve==0.2.19", "bench.peers.lit"),
-        "BentoML": ("bentoml==1.4.39", "bentoml serve bench.peers.bento:Stylize --host 127.0.0.1 --port {port}"),
-        "mosec": ("mosec==0.9.8", "bench.peers.mosec_server --address 127.0.0.1 --port {port} --timeout 300000"),
+        "FastAPI": ([f"fastapi=={version('fastapi')}", web], "bench.peers.plain"),
+        "LitServe": (["litserve==0.2.19", form], "bench.peers.lit"),
+        "BentoML": (["bentoml==1.4.39"], "bentoml serve bench.peers.bento:Stylize --host 127.0.0.1 --port {port}"),
+        "mosec": (["mosec==0.9.8"], "bench.peers.mosec_server --address 127.0.0.1 --port {port} --timeout 300000"),
     }
     found = []
-    for name, (package, module) in peers.items():
-        packages = [package, f"uvicorn[standard]=={version('uvicorn')}"] if name == "FastAPI" else [package]
+    for name, (packages, module) in peers.items():
         command = [str(python_with(name.lower(), packages)), "-m", *module.split()]
         found.append(Server(name, command, environment, "/stylize", multipart=name == "LitServe"))
     return found
@@ -230,7 +230,7 @@ def _verdicts(comparison: Comparison) -> list[str]:
     if peers:
         lines.append(
             "* More requests/s and a lower p99 than every peer: "
-            + ("; but ".join(["no", *behind]) if behind else "yes")
+            + (f"no: {'; '.join(behind)}" if behind else "yes")
             + "."
         )
     return lines
