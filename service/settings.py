@@ -32,6 +32,9 @@ class Settings(BaseModel):
     upload_timeout_s: float = Field(
         default=30.0, gt=0, allow_inf_nan=False, description="longest time that an upload may take, in seconds"
     )
+    send_timeout_s: float = Field(
+        default=60.0, gt=0, allow_inf_nan=False, description="longest time that a client may take to read its answer"
+    )
     # Pillow refuses above 2 * Image.MAX_IMAGE_PIXELS on its own account, which is this ceiling.
     max_pixels: int = Field(
         default=50_000_000, ge=1, le=178_956_970, description="largest photo taken in, in pixels (read from its header)"

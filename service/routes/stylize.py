@@ -60,7 +60,8 @@ class Stylizer:
         model = model_for(fields, catalog)
         with watch.time("decode"):
             photo = await self._in_codec(open_photo, upload.image, self._limits.max_pixels)
-            mask = await self._in_codec(open_mask, upload.files, self._limits.max_pixels)
+            # A thread's turn costs more than most requests would use it for.
+            mask = await self._in_codec(open_mask, upload.files, self._limits.max_pixels) if upload.files else None
         format = fields.format or negotiate(accept, photo.format)
         size = self._size(photo, fields.max_side)
         rows = model.rows(fields.mixes, fields.strength)
@@ -68,7 +69,7 @@ class Stylizer:
         with self._admission.admit(model, size[0] * size[1] * max(1, len(rows)), give_up) as place:
             with watch.time("decode"):
                 picture = await self._in_codec(decode, photo, size)
-                masks = await self._in_codec(decode_masks, mask, fields, size)
+                masks = await self._in_codec(decode_masks, mask, fields, size) if mask else []
             outputs = picture.rgb[None]
             if len(rows):
                 outputs = await self._engine.submit(model, place, picture.rgb, rows, watch)
