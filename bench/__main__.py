@@ -15,11 +15,12 @@ from bench.overload import overload
 from bench.rival import compare_with_rival
 from bench.servers import compare_servers, plot, report
 from bench.service import measure_service
+from bench.settings import settings
 from bench.soak import soak
 from service.models.session import cpu_quota
 
 RESULTS = Path(__file__).parent / "results"
-PARTS = ("all", "networks", "service", "peers", "overload", "soak")
+PARTS = ("all", "networks", "service", "peers", "overload", "soak", "settings")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found.append(overload(options.seconds, options.side, options.deadline_ms))
     if options.part == "soak":
         found.append(soak(options.minutes, options.out / f"{name}.png"))
+    if options.part == "settings":
+        found.append(settings(options.rounds, options.cell))
     text = "\n\n".join(found) + "\n"
     print(text)
     (options.out / f"{name}.md").write_text(text)

@@ -180,8 +180,8 @@ class Client:
 
 async def _status(reader: asyncio.StreamReader) -> str:
     head = await reader.readuntil(b"\r\n\r\n")
-    length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
-    await reader.readexactly(int(length.split(b":")[1]))
+    lengths = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
+    await (reader.readexactly(int(lengths[0].split(b":")[1])) if lengths else reader.read())
     return head.split()[1].decode()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.batching import Admission, Batcher, Latency
+from service.batching import Admission, Batcher, Latency, Margin
 from service.errors import Saturated
 from service.metrics import Metrics, Stopwatch
 from service.models.catalog import ServedModel
@@ -322,6 +322,49 @@ def test_latency_is_learnt_and_neither_a_hiccup_nor_one_size_misleads_it() -> No
         latency.learn(262_144, 2 * (0.6 * 0.262144 + 0.004))  # half as fast from now on, one size
     assert latency.predict(262_144) == pytest.approx(0.3226, rel=0.05)
     assert latency.predict(1) >= 0
+
+
+def test_the_margin_is_what_all_but_one_in_a_hundred_keep() -> None:
+    margin, took = Margin(), np.random.default_rng(0).lognormal(0.2, 0.2, 4000)
+    late = []
+    for ratio in took:
+        late.append(ratio > margin.factor)
+        margin.learn(1.0, float(ratio))
+    assert 0.002 < np.mean(late[1000:]) < 0.025
+    assert margin.factor == pytest.approx(np.quantile(took, 0.99), rel=0.25)
+    for _ in range(4000):
+        margin.learn(1.0, 0.9)
+    assert margin.factor == 1.0
+    for _ in range(100):
+        margin.learn(1.0, 1000.0)
+    assert margin.factor == Margin.MOST
+
+
+def test_where_answers_came_late_less_is_promised() -> None:
+    network, admission = Network(), Admission(10**6, Metrics())
+    admission.learn(network, 10_000, 0.02)
+
+    def late() -> None:
+        admission.occupy(0.01)
+        with admission.admit(network, 10_000):
+            time.sleep(0.2)
+
+    def promised(deadline_s: float) -> bool:
+        admission.occupy(0.01)
+        try:
+            with admission.admit(network, 10_000, time.monotonic() + deadline_s):
+                return True
+        except Saturated:
+            return False
+
+    assert promised(0.05)
+    for _ in range(10):
+        late()
+    assert not promised(0.05)
+    assert promised(1.0)
+    admission.occupy(0.0)
+    with admission.admit(network, 10_000, time.monotonic() + 0.05):  # an idle service tries
+        pass
 
 
 def test_a_deadline_that_cannot_be_met_is_refused_at_once_and_an_idle_service_tries() -> None:
