@@ -92,7 +92,9 @@ class _Connection:
         """The status of the answer, all of which was read; LOST where there was none."""
         try:
             async with asyncio.timeout(PATIENCE_S):
-                self._streams = self._streams or await asyncio.open_connection("127.0.0.1", self._port, limit=2**20)
+                if self._streams is None or self._streams[0].at_eof():  # the server hung up while nobody asked
+                    self.close()
+                    self._streams = await asyncio.open_connection("127.0.0.1", self._port, limit=2**20)
                 reader, writer = self._streams
                 writer.write(wire)
                 return await self._answer(reader)

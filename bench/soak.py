@@ -78,7 +78,6 @@ def _counts(log: Log, kind: str) -> str:
 
 
 async def _soak(service: Running, duration_s: float, chance: random.Random) -> Log:
-    log, end = Log(), time.monotonic() + duration_s
     styles = sorted(name for name in shipped().vectors if name != "photo")
     photos = [_photo(chance) for _ in range(PHOTOS)]
     acts: list[tuple[str, float, Callable[[Client], Awaitable[str]]]] = [
@@ -93,6 +92,8 @@ async def _soak(service: Running, duration_s: float, chance: random.Random) -> L
         ("no HTTP", 0.5, Client.no_http),
     ]
     names, weights, _ = zip(*acts, strict=True)
+    log, started = Log(), time.monotonic()
+    end = started + duration_s
     do = {name: act for name, _, act in acts}
 
     async def client() -> None:
@@ -102,7 +103,6 @@ async def _soak(service: Running, duration_s: float, chance: random.Random) -> L
             log.answers[name, await one.safely(do[name])] += 1
 
     async def watch() -> None:
-        started = time.monotonic()
         while time.monotonic() < end:
             log.memory.append((time.monotonic() - started, service.resident_mb()))
             await asyncio.sleep(min(1.0, duration_s / 100))

@@ -340,31 +340,31 @@ def test_the_margin_is_what_all_but_one_in_a_hundred_keep() -> None:
     assert margin.factor == Margin.MOST
 
 
-def test_where_answers_came_late_less_is_promised() -> None:
+def test_where_answers_came_late_less_is_promised(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     network, admission = Network(), Admission(10**6, Metrics())
-    admission.learn(network, 10_000, 0.02)
-
-    def late() -> None:
-        admission.occupy(0.01)
-        with admission.admit(network, 10_000):
-            time.sleep(0.2)
+    admission.learn(network, 10_000, 1.0)
 
     def promised(deadline_s: float) -> bool:
-        admission.occupy(0.01)
         try:
-            with admission.admit(network, 10_000, time.monotonic() + deadline_s):
+            with admission.admit(network, 10_000, now[0] + deadline_s):
                 return True
         except Saturated:
             return False
 
-    assert promised(0.05)
-    for _ in range(10):
-        late()
-    assert not promised(0.05)
-    assert promised(1.0)
-    admission.occupy(0.0)
-    with admission.admit(network, 10_000, time.monotonic() + 0.05):  # an idle service tries
-        pass
+    with admission.admit(network, 10_000):  # a second of work is ahead of everybody else
+        assert promised(2.5)
+        assert not promised(1.5)
+        for _ in range(10):
+            with admission.admit(network, 10_000):
+                now[0] += 6
+        assert not promised(2.5)
+        assert promised(6)
+        for _ in range(5000):
+            assert promised(6)  # answered at once
+        assert promised(2.5)
+    assert promised(0.5)  # an idle service tries
 
 
 def test_a_deadline_that_cannot_be_met_is_refused_at_once_and_an_idle_service_tries() -> None:
