@@ -133,7 +133,7 @@ class Client:
         return await self._send(self._wire(self.photo, f"&format={self.chance.choice(FORMATS)}"))
 
     async def hurry(self) -> str:
-        return await self._send(self._wire(self.photo, f"&deadline_ms={self.chance.randint(1, 1500)}"))
+        return await self._send(self._wire(self.photo, f"&deadline_ms={self.chance.randint(1, 5000)}"))
 
     async def leave(self) -> str:
         return await self._send(self._wire(self.photo), leave_after_s=self.chance.expovariate(4))

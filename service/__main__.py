@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 
+from service import tracing
 from service.app import create_admin, create_app
 from service.engine import Engine
 from service.errors import ConfigurationError, ModelRefused
@@ -21,7 +22,7 @@ def main() -> int:
     try:
         settings = Settings.from_env(os.environ)
         configure(settings.log)
-        app = create_app(settings)
+        app = create_app(settings, tracing.from_environment(os.environ))
     except ConfigurationError as error:
         print(f"cannot start: {error}", file=sys.stderr)
         return 2

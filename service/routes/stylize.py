@@ -137,7 +137,7 @@ def stylize_router(stylizer: Stylizer, limits: UploadLimits) -> APIRouter:
 
     @router.post("/stylize", summary="Stylise a photo", response_class=Response, **STYLIZE)
     async def stylize(request: Request) -> Response:
-        watch = Stopwatch()
+        watch = request.state.watch = Stopwatch()
         header = [("deadline_ms", value) for value in request.headers.getlist("x-deadline-ms")]
         deadline_s = _deadline_s(request.query_params.multi_items() + header)
         give_up = None if deadline_s is None else time.monotonic() + deadline_s
