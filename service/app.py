@@ -54,7 +54,8 @@ def create_app(settings: Settings, tracer: Tracer | None = None) -> FastAPI:
     admission = Admission(settings.max_queue_pixels, metrics)
     store = ModelStore(settings.model_store)
     batcher = Batcher(admission, inference, metrics, settings.max_batch_pixels, settings.max_wait_ms)
-    engine = Engine(store, settings.provider, threads, admission, batcher, inference, metrics)
+    gpu_mem_limit_bytes = settings.gpu_mem_limit_bytes
+    engine = Engine(store, settings.provider, threads, admission, batcher, inference, metrics, gpu_mem_limit_bytes)
     pictures = PictureLimits(settings.max_pixels, settings.max_side)
     stylizer = Stylizer(engine, admission, codec, metrics, pictures)
 

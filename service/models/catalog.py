@@ -22,7 +22,7 @@ class ServedModel:
         self.paintings = stored.paintings
         self.styles = {style.name: style for style in stored.card.styles}
         self.provider: Provider = session.provider
-        self.settle = session.settle
+        self.warm, self.settle = session.warm, session.settle
         self._session = session
         self._vectors = stored.vectors
 

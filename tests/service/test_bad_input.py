@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import signal
 import socket
+import statistics
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import httpx2 as httpx
@@ -129,6 +130,36 @@ def test_a_half_closed_socket_is_cut(service: Live) -> None:
         connection.sendall(request(PNG, "style=red")[:-10])
         connection.shutdown(socket.SHUT_WR)
         assert rest(connection) == b""
+
+
+def test_neighbours_wait_no_longer_under_bad_input(service: Live) -> None:
+    """Slow, silent and endless clients by the hundred cost a neighbour nothing; only medians of turns are compared."""
+    attacks = [
+        b"POST /stylize?style=red HTTP/1.1\r\nHost: x\r\n",  # the rest of the head never comes
+        request(b"x" * 5000, "style=red")[:-4999],
+        b"POST /stylize?style=red HTTP/1.1\r\n" + CHUNKED + b"4\r\nabcd\r\n",
+        b"GET /livez HTTP/1.1\r\nHost: x\r\n" + b"a: b\r\n" * 10_000 + b"\r\n",
+        request(PNG, "style=red", "multipart/form-data; boundary=b"),
+    ]
+    quiet, attacked = [], []
+    with httpx.Client(timeout=PATIENCE_S, headers={"Content-Type": "image/png"}) as neighbour:
+
+        def asked() -> float:
+            started = time.perf_counter()
+            assert neighbour.post(f"{service.url}/stylize?style=red", content=PNG).status_code == 200
+            return time.perf_counter() - started
+
+        for _ in range(4):  # in turn, so that what else the machine does is in both
+            quiet += [asked() for _ in range(15)]
+            with ExitStack() as attackers:
+                for attack in attacks * 20:
+                    attacker = attackers.enter_context(connect(service))
+                    with suppress(OSError):
+                        attacker.sendall(attack)
+                attacked += [asked() for _ in range(15)]
+    # 100 attackers at a time; one that was waited for would cost 1.5 s, the limit of an upload
+    print(statistics.median(attacked), statistics.median(quiet), max(attacked))
+    assert statistics.median(attacked) < 3 * statistics.median(quiet) + 0.05
 
 
 def test_an_answer_that_nobody_takes_is_cut_and_holds_no_drain(toy_store: Path) -> None:
