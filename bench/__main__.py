@@ -1,4 +1,5 @@
-"""python -m bench: measures the shipped models and the running service, and writes bench/results/<machine>.md."""
+"""python -m bench: measures the shipped models and the running service, alone, beside others and under stress, and
+writes bench/results/<machine>….md. Nothing else should be running meanwhile."""
 
 from __future__ import annotations
 
@@ -10,24 +11,57 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.networks import compare_networks
+from bench.overload import overload
+from bench.rival import compare_with_rival
+from bench.servers import compare_servers, plot, report
 from bench.service import measure_service
+from bench.settings import settings
+from bench.soak import soak
 from service.models.session import cpu_quota
 
 RESULTS = Path(__file__).parent / "results"
+PARTS = ("all", "networks", "service", "peers", "overload", "soak", "settings")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs every measurement once; nothing else should be running meanwhile."""
+    """One of the parts, or, where none is named, networks, service and peers together."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=15, help="interleaved rounds; medians are reported")
-    parser.add_argument("--out", type=Path, default=RESULTS / f"{platform.machine()}_{cpu_quota()}_cores.md")
+    parser.add_argument("part", nargs="?", default="all", choices=PARTS)
+    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds; medians are reported")
+    parser.add_argument("--cell", type=float, default=3.0, help="seconds a server, number of clients and round")
+    parser.add_argument("--side", type=int, default=256, help="of the pictures that servers are sent, in pixels")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of overload")
+    parser.add_argument("--deadline-ms", type=int, default=2000, help="of every request of the overload")
+    parser.add_argument("--minutes", type=float, default=10.0, help="of soak")
+    parser.add_argument("--no-peers", action="store_true", help="measure our own service alone: installs nothing")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     options = parser.parse_args(arguments)
-    parts = [f"# Measured on {machine()}", compare_networks(options.rounds), measure_service(options.rounds)]
-    text = "\n\n".join(parts) + "\n"
+    found = [f"# Measured on {machine()}"]
+    options.out.mkdir(parents=True, exist_ok=True)
+    name = f"{platform.machine()}_{cpu_quota()}_cores" + ("" if options.part == "all" else f"_{options.part}")
+    if options.part in ("all", "networks"):
+        found.append(compare_networks(options.rounds))
+    if options.part in ("all", "service"):
+        found.append(measure_service())
+    if options.part in ("all", "peers"):
+        found += _peers(options, options.out / f"{name}.png")
+    if options.part == "overload":
+        found.append(overload(options.seconds, options.side, options.deadline_ms))
+    if options.part == "soak":
+        found.append(soak(options.minutes, options.out / f"{name}.png"))
+    if options.part == "settings":
+        found.append(settings(options.rounds, options.cell))
+    text = "\n\n".join(found) + "\n"
     print(text)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(text)
+    (options.out / f"{name}.md").write_text(text)
     return 0
+
+
+def _peers(options: argparse.Namespace, picture: Path) -> list[str]:
+    comparison = compare_servers(options.rounds, options.cell, options.side, peers=not options.no_peers)
+    plot(comparison, picture)
+    section = f"{report(comparison, options.rounds, options.cell)}\n\n![Rates and tails]({picture.name})"
+    return [section] if options.no_peers else [section, compare_with_rival(options.rounds)]
 
 
 def machine() -> str:

@@ -7,16 +7,16 @@ import time
 
 import numpy as np
 
+from bench.work import SETTINGS
 from service.models.session import Session, cpu_quota
 from service.models.store import ModelStore, StoredModel
-from service.settings import Settings
 
 SIDES = (256, 512, 1024)
 
 
 def compare_networks(rounds: int) -> str:
     """A Markdown table: median milliseconds of one picture through each network, all in turn in every round."""
-    models = ModelStore(Settings.from_env({}).model_store).networks()
+    models = ModelStore(SETTINGS.model_store).networks()
     sessions = {model.card.label: (Session(model, "cpu", cpu_quota()), _row(model)) for model in models}
     lines = [
         "## Networks: one picture, milliseconds (median)",

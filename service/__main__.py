@@ -6,16 +6,14 @@ import os
 import socket
 import sys
 
-import uvicorn
-from starlette.applications import Starlette
-
+from service import tracing
 from service.app import create_admin, create_app
 from service.engine import Engine
 from service.errors import ConfigurationError, ModelRefused
 from service.logs import configure
 from service.models.store import CARD, Card, ModelStore
 from service.routes.pages import WEB
-from service.serving import MAX_HEAD_BYTES, Connection, Server
+from service.serving import Config, Server
 from service.settings import Settings
 
 
@@ -24,40 +22,29 @@ def main() -> int:
     try:
         settings = Settings.from_env(os.environ)
         configure(settings.log)
-        app = create_app(settings)
+        app = create_app(settings, tracing.from_environment(os.environ))
     except ConfigurationError as error:
         print(f"cannot start: {error}", file=sys.stderr)
         return 2
     engine: Engine = app.state.engine
     try:
         listener = socket.create_server((settings.host, settings.port), backlog=2048)
-        admin = _admin(engine, settings.admin_port)
+        admin = _admin(engine, settings)
     except OSError as error:
         print(f"cannot listen: {error}; set STYLIZE_PORT or STYLIZE_ADMIN_PORT", file=sys.stderr)
         return 1
-    server = Server(_config(app), engine.drain, settings.drain_delay_s, engine.reload, admin)
+    server = Server(Config(app, settings.send_timeout_s), engine.drain, settings.drain_delay_s, engine.reload, admin)
     print(greeting(settings, listener.getsockname()[1]), flush=True)
     server.run(sockets=[listener])
     return 0
 
 
-def _config(app: Starlette) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        http=Connection,
-        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
-        ws="none",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-    )
-
-
-def _admin(engine: Engine, port: int | None) -> tuple[uvicorn.Config, socket.socket] | None:
+def _admin(engine: Engine, settings: Settings) -> tuple[Config, socket.socket] | None:
     """On loopback alone, and only where a port was given."""
-    if port is None:
+    if settings.admin_port is None:
         return None
-    return _config(create_admin(engine)), socket.create_server(("127.0.0.1", port))
+    listener = socket.create_server(("127.0.0.1", settings.admin_port))
+    return Config(create_admin(engine), settings.send_timeout_s), listener
 
 
 def greeting(settings: Settings, port: int) -> str:

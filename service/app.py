@@ -37,9 +37,10 @@ from service.routes.styles import styles_router
 from service.routes.stylize import PictureLimits, Stylizer, stylize_router
 from service.routes.upload import UploadLimits
 from service.settings import Settings
+from service.tracing import Tracer
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings, tracer: Tracer | None = None) -> FastAPI:
     """The service. Its models load once its lifespan has begun; until then, and while they do, it is not ready.
 
     Raises ConfigurationError where the provider demanded cannot be had.
@@ -53,7 +54,8 @@ def create_app(settings: Settings) -> FastAPI:
     admission = Admission(settings.max_queue_pixels, metrics)
     store = ModelStore(settings.model_store)
     batcher = Batcher(admission, inference, metrics, settings.max_batch_pixels, settings.max_wait_ms)
-    engine = Engine(store, settings.provider, threads, admission, batcher, inference, metrics)
+    gpu_mem_limit_bytes = settings.gpu_mem_limit_bytes
+    engine = Engine(store, settings.provider, threads, admission, batcher, inference, metrics, gpu_mem_limit_bytes)
 
     webhooks = _webhooks(settings)
     crew = Crew(
@@ -83,6 +85,8 @@ def create_app(settings: Settings) -> FastAPI:
         loading.cancel()
         inference.shutdown(cancel_futures=True)
         codec.shutdown(cancel_futures=True)
+        if tracer:
+            await asyncio.to_thread(tracer.close)
 
     app = FastAPI(title="Style transfer", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.include_router(stylize_router(stylizer, uploads))
@@ -93,7 +97,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.mount("/web", web_files(), name="web")
     app.openapi = lambda: _schema(app)  # type: ignore[method-assign]
     _answer_errors(app, metrics)
-    app.add_middleware(Edge, metrics=metrics, closing=lambda: engine.draining)
+    app.add_middleware(Edge, metrics=metrics, closing=lambda: engine.draining, tracer=tracer)
     app.state.engine = engine
     return app
 

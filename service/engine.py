@@ -34,8 +34,10 @@ class Engine:
         batcher: Batcher,
         executor: Executor,
         metrics: Metrics,
+        gpu_mem_limit_bytes: int | None = None,
     ) -> None:
         self._store = store
+        self._gpu_mem_limit_bytes = gpu_mem_limit_bytes
         self._provider: Literal["auto", "cuda", "cpu"] = provider
         self._threads = threads
         self._admission = admission
@@ -132,8 +134,8 @@ class Engine:
             stored = self._store.load(folder)
             if stored.card.kind == "features":
                 return None
-            model = served(stored, self._provider, self._threads)
-            model.settle()
+            model = served(stored, self._provider, self._threads, self._gpu_mem_limit_bytes)
+            model.warm()
             run_started = time.perf_counter()
             model.settle()
             run_s = time.perf_counter() - run_started

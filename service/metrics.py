@@ -111,6 +111,7 @@ class Stopwatch:
     def __init__(self) -> None:
         self.stage: Stage | Literal["upload"] = "upload"
         self.durations_s: dict[Stage, float] = {}
+        self.intervals: list[tuple[str, float, float]] = []  # a stage, from and until when by time.perf_counter
         self._entered: tuple[float, Stage] | None = None
 
     @contextmanager
@@ -130,7 +131,9 @@ class Stopwatch:
     def leave(self) -> None:
         if self._entered:
             entered, stage = self._entered
-            self.durations_s[stage] = self.durations_s.get(stage, 0.0) + time.perf_counter() - entered
+            left = time.perf_counter()
+            self.durations_s[stage] = self.durations_s.get(stage, 0.0) + left - entered
+            self.intervals.append((stage, entered, left))
             self._entered = None
 
     def header(self) -> str:

@@ -16,6 +16,7 @@ from service.errors import Internal, ServiceError
 from service.logs import ACCESS, RequestContext, Trace, current
 from service.metrics import Metrics
 from service.schemas import problem
+from service.tracing import Tracer
 
 log = logging.getLogger(__name__)
 access = logging.getLogger(ACCESS)
@@ -25,10 +26,16 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
 class Edge:
-    """ASGI middleware, outermost: nothing is answered without it. While ``closing`` no connection is kept alive."""
+    """ASGI middleware, outermost: nothing is answered without it. While ``closing`` no connection is kept alive.
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, closing: Callable[[], bool]) -> None:
+    A request's stages are those of ``state.watch``, where its route has put one.
+    """
+
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, closing: Callable[[], bool], tracer: Tracer | None = None
+    ) -> None:
         self._app = app
+        self._tracer = tracer
         self._closing = closing
         self._metrics = metrics
 
@@ -39,7 +46,9 @@ class Edge:
         started = time.perf_counter()
         method = scope["method"]
         body = _Body(receive, scope)
-        trace = Trace.of(Headers(scope=scope).get("traceparent", ""))
+        traceparent = Headers(scope=scope).get("traceparent", "")
+        span = self._tracer.begin(method, traceparent) if self._tracer else None
+        trace = span.trace if span else Trace.of(traceparent)
         context = RequestContext(_request_id(scope), trace)
         current.set(context)  # a request has a task of its own
         sent = _Sent(
@@ -64,6 +73,9 @@ class Edge:
             duration_s = time.perf_counter() - started
             exemplar = {"trace_id": trace.trace_id} if trace else None
             self._metrics.http_request_duration.labels(route, method).observe(duration_s, exemplar)
+            if span:
+                watch = inner["state"].get("watch")
+                span.end(method, route, int(code), watch.intervals if watch else ())
             facts = {"method": method, "route": route, "status": int(code), "duration_ms": round(1000 * duration_s, 2)}
             access.info("%s %s %s", method, scope["path"], code, extra=facts)
 

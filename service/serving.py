@@ -16,6 +16,7 @@ from collections.abc import Callable, Coroutine, Iterator
 
 import h11
 import uvicorn
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 log = logging.getLogger(__name__)
@@ -32,11 +33,11 @@ class Server(uvicorn.Server):
 
     def __init__(
         self,
-        config: uvicorn.Config,
+        config: Config,
         on_drain: Callable[[], None],
         drain_delay_s: float,
         on_hangup: Callable[[], Coroutine[None, None, object]],
-        admin: tuple[uvicorn.Config, socket.socket] | None = None,
+        admin: tuple[Config, socket.socket] | None = None,
     ) -> None:
         super().__init__(config)
         self._admin = admin
@@ -105,14 +106,43 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-class Connection(H11Protocol):
-    """Unlike uvicorn's, it waits for the head of a request for a bounded time, however slowly the bytes come."""
+class Config(uvicorn.Config):
+    """uvicorn's, for our connections: an answer is taken within ``send_timeout_s``, or the connection is cut."""
 
+    def __init__(self, app: ASGIApp, send_timeout_s: float) -> None:
+        super().__init__(
+            app,
+            http=Connection,
+            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+        )
+        self.send_timeout_s = send_timeout_s
+
+
+class Connection(H11Protocol):
+    """Unlike uvicorn's, it waits for a bounded time for the head of a request, however slowly the bytes come, and for
+    its client to take the answer: else one that never reads would hold its buffer, and the drain, for ever."""
+
+    config: Config
     _waiting: asyncio.TimerHandle | None = None
+    _sending: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        transport.set_write_buffer_limits(high=0)  # paused while there is anything that the kernel did not take
         self._watch_head(begun=True)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if not self._sending:
+            self._sending = self.loop.call_later(self.config.send_timeout_s, self._not_taken)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._unwatch_sending()
 
     def data_received(self, data: bytes) -> None:
         """A head is fed in pieces, for h11 measures only what is not complete yet."""
@@ -125,6 +155,7 @@ class Connection(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._watch_head(begun=False)
+        self._unwatch_sending()
 
     def _watch_head(self, begun: bool) -> None:
         waits = begun and self.conn.their_state is h11.IDLE
@@ -139,6 +170,15 @@ class Connection(H11Protocol):
             headers = [("Content-Length", "0"), ("Connection", "close")]
             self.transport.write(self.conn.send(h11.Response(status_code=408, headers=headers)) or b"")
             self.transport.close()
+
+    def _unwatch_sending(self) -> None:
+        if self._sending:
+            self._sending.cancel()
+            self._sending = None
+
+    def _not_taken(self) -> None:
+        log.info("a client did not take its answer within %g s: its connection is cut", self.config.send_timeout_s)
+        self.transport.abort()
 
 
 def _has_not_asked(connection: object) -> bool:

@@ -28,9 +28,15 @@ class Settings(BaseModel):
         default="auto",
         description="where networks run; `cuda` refuses to start without one, `auto` falls back to the CPU",
     )
+    gpu_mem_limit_bytes: int | None = Field(
+        default=None, ge=1, description="most of a GPU's memory that each model's arena may take, in bytes"
+    )
     max_upload_bytes: int = Field(default=32 * 2**20, ge=1, description="largest request body, in bytes")
     upload_timeout_s: float = Field(
         default=30.0, gt=0, allow_inf_nan=False, description="longest time that an upload may take, in seconds"
+    )
+    send_timeout_s: float = Field(
+        default=60.0, gt=0, allow_inf_nan=False, description="longest time that a client may take to read its answer"
     )
     # Pillow refuses above 2 * Image.MAX_IMAGE_PIXELS on its own account, which is this ceiling.
     max_pixels: int = Field(

