@@ -158,7 +158,6 @@ def test_neighbours_wait_no_longer_under_bad_input(service: Live) -> None:
                         attacker.sendall(attack)
                 attacked += [asked() for _ in range(15)]
     # 100 attackers at a time; one that was waited for would cost 1.5 s, the limit of an upload
-    print(statistics.median(attacked), statistics.median(quiet), max(attacked))
     assert statistics.median(attacked) < 3 * statistics.median(quiet) + 0.05
 
 
