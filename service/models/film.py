@@ -1,0 +1,70 @@
+"""Frames of an animation, painted alike: with statistics that change no faster than what is seen.
+
+A network that normalises every frame by itself flickers: where something moves in a corner, the statistics move, and
+with them the whole picture. Here they are averaged over the frames around, up to the next cut.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from service.images import shrunk
+from service.models.session import RunOptions, StyleRows
+from service.models.style import Pixels
+from service.models.tiling import THUMBNAIL_SIDE, Observe, TiledNetwork
+
+BATCH_PIXELS = 2**19  # of frames that share a run; a larger frame runs alone
+REACH = 12  # frames before and after that a frame's statistics are averaged over
+CUT = 40.0  # mean difference of two frames, in levels of 255, from which on they show different things
+COMPARED_SIDE = 64  # pixels: so small, noise and small movements do not count
+
+Frames = npt.NDArray[np.uint8]  # (F, H, W, 3) sRGB
+
+
+def run_film(
+    frames: Frames,
+    row: StyleRows,
+    network: TiledNetwork,
+    options: RunOptions | None = None,
+    observe: Observe = lambda: None,
+) -> Frames:
+    """Frames in the style of a row (D,); ``observe`` is told of each that is done.
+
+    Raises OutOfMemory, and ONNX Runtime's error if stopped.
+    """
+    size = max(1, BATCH_PIXELS // (frames.shape[1] * frames.shape[2]))
+    batches = [slice(first, first + size) for first in range(0, len(frames), size)]
+
+    def frozen(batch: Frames) -> StyleRows:
+        small = np.stack([shrunk(frame, THUMBNAIL_SIDE) for frame in batch])
+        return network.freeze(small, row[None].repeat(len(batch), axis=0), options)
+
+    rows = smoothed(np.concatenate([frozen(frames[batch]) for batch in batches]), scenes(frames))
+    painted = np.empty_like(frames)
+    for batch in batches:
+        painted[batch] = network.run_frozen(frames[batch], rows[batch], options)
+        for _ in rows[batch]:
+            observe()
+    return painted
+
+
+def smoothed(rows: StyleRows, scene: npt.NDArray[np.intp]) -> StyleRows:
+    """Each of the rows (F, D) as the mean of those near it in the same scene, (F,)."""
+    result = np.empty_like(rows)
+    for number in range(len(rows)):
+        near = slice(max(0, number - REACH), number + REACH + 1)
+        result[number] = rows[near][scene[near] == scene[number]].mean(axis=0)
+    return result
+
+
+def scenes(frames: Frames) -> npt.NDArray[np.intp]:
+    """The number of every frame's scene, (F,)."""
+    small = np.stack([shrunk(frame, COMPARED_SIDE) for frame in frames]).astype(np.float32)
+    changes = np.abs(np.diff(small, axis=0)).mean(axis=(1, 2, 3))
+    return np.concatenate([[0], np.cumsum(changes > CUT)]).astype(np.intp)
+
+
+def as_frames(strip: Pixels, count: int) -> Frames:
+    """The frames (F, H, W, 3) of a strip (F H, W, 3), one below the other."""
+    return strip.reshape(count, -1, *strip.shape[1:])
