@@ -1,7 +1,8 @@
 """Frames of an animation, painted alike: with statistics that change no faster than what is seen.
 
 A network that normalises every frame by itself flickers: where something moves in a corner, the statistics move, and
-with them the whole picture. Here they are averaged over the frames around, up to the next cut.
+with them the whole picture. Here they are averaged over the frames around, up to the next cut. What is left comes from
+the grain of the camera, which strokes make visible: where a photo stays as it was, so does most of its painting.
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ from service.models.tiling import THUMBNAIL_SIDE, Observe, TiledNetwork
 BATCH_PIXELS = 2**19  # of frames that share a run; a larger frame runs alone
 REACH = 12  # frames before and after that a frame's statistics are averaged over
 CUT = 40.0  # mean difference of two frames, in levels of 255, from which on they show different things
+# How much of its painting a pixel keeps from the frame before, by how far its colour went, in levels of 255: as much as
+# can be while it is grain, nothing once it moved. Kept by 0.7, a painting has caught up with a slow change in 3 frames.
+KEPT, GRAIN, MOVED = 0.7, 6, 16
+KEPT_BY_CHANGE = (KEPT * np.clip((MOVED - np.arange(256)) / (MOVED - GRAIN), 0, 1)).astype(np.float32)
 COMPARED_SIDE = 64  # pixels: so small, noise and small movements do not count
 
 Frames = npt.NDArray[np.uint8]  # (F, H, W, 3) sRGB
@@ -40,13 +45,14 @@ def run_film(
         small = np.stack([shrunk(frame, THUMBNAIL_SIDE) for frame in batch])
         return network.freeze(small, row[None].repeat(len(batch), axis=0), options)
 
-    rows = smoothed(np.concatenate([frozen(frames[batch]) for batch in batches]), scenes(frames))
+    scene = scenes(frames)
+    rows = smoothed(np.concatenate([frozen(frames[batch]) for batch in batches]), scene)
     painted = np.empty_like(frames)
     for batch in batches:
         painted[batch] = network.run_frozen(frames[batch], rows[batch], options)
         for _ in rows[batch]:
             observe()
-    return painted
+    return calmed(painted, frames, scene)
 
 
 def smoothed(rows: StyleRows, scene: npt.NDArray[np.intp]) -> StyleRows:
@@ -55,6 +61,20 @@ def smoothed(rows: StyleRows, scene: npt.NDArray[np.intp]) -> StyleRows:
     for number in range(len(rows)):
         near = slice(max(0, number - REACH), number + REACH + 1)
         result[number] = rows[near][scene[near] == scene[number]].mean(axis=0)
+    return result
+
+
+def calmed(painted: Frames, photos: Frames, scene: npt.NDArray[np.intp]) -> Frames:
+    """The painted frames, each with what it keeps of the one before it in its scene."""
+    result = painted.copy()
+    last = painted[0].astype(np.float32)
+    for number in range(1, len(painted)):
+        current = painted[number].astype(np.float32)
+        if scene[number] == scene[number - 1]:
+            change = np.abs(photos[number].astype(np.int16) - photos[number - 1]).max(axis=2)  # (H, W)
+            current += KEPT_BY_CHANGE[change][..., None] * (last - current)
+        result[number] = np.rint(current)
+        last = current
     return result
 
 

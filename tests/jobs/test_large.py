@@ -101,7 +101,7 @@ def test_the_client_waits_for_the_job(service: Service) -> None:
 
 
 def test_an_animation_too_long_to_wait_for_is_a_job(service: Service) -> None:
-    frames = [np.roll(gradient(*SIZE), 8 * shift, axis=1) for shift in range(4)]
+    frames = [np.roll(gradient(*SIZE), 16 * shift, axis=1) for shift in range(4)]
     first, *others = map(Image.fromarray, frames)
     apng = encoded(first, "PNG", save_all=True, append_images=others, duration=70, loop=0)
     answer = ask(service, style="red", files={"image": ("a.png", apng)})
@@ -123,5 +123,5 @@ def test_an_animation_too_long_to_wait_for_is_a_job(service: Service) -> None:
         painting = client.fill(Order(gif, "red"))
     assert painting.format == "gif"
     assert Image.open(io.BytesIO(painting.content)).n_frames == 4  # type: ignore[attr-defined]
-    broken = ask(service, style="red", files={"image": ("a.gif", gif[: int(0.9 * len(gif))])}).json()
+    broken = ask(service, style="red", files={"image": ("a.png", apng[: int(0.9 * len(apng))])}).json()
     assert service.wait(broken["id"], "failed")["error"]["code"] == "invalid_image"
