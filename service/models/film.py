@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.stride_tricks import sliding_window_view
 
 from service.images import shrunk
 from service.models.session import RunOptions, StyleRows
@@ -20,7 +21,8 @@ REACH = 12  # frames before and after that a frame's statistics are averaged ove
 CUT = 40.0  # mean difference of two frames, in levels of 255, from which on they show different things
 # How much of its painting a pixel keeps from the frame before, by how far its colour went, in levels of 255: as much as
 # can be while it is grain, nothing once it moved. Kept by 0.7, a painting has caught up with a slow change in 3 frames.
-KEPT, GRAIN, MOVED = 0.7, 6, 16
+KEPT, GRAIN, MOVED = 0.7, 10, 18
+NEAR = 6  # pixels around what moved that keep nothing either: its strokes reach so far, and would be left as a trail
 KEPT_BY_CHANGE = (KEPT * np.clip((MOVED - np.arange(256)) / (MOVED - GRAIN), 0, 1)).astype(np.float32)
 COMPARED_SIDE = 64  # pixels: so small, noise and small movements do not count
 
@@ -72,10 +74,18 @@ def calmed(painted: Frames, photos: Frames, scene: npt.NDArray[np.intp]) -> Fram
         current = painted[number].astype(np.float32)
         if scene[number] == scene[number - 1]:
             change = np.abs(photos[number].astype(np.int16) - photos[number - 1]).max(axis=2)  # (H, W)
-            current += KEPT_BY_CHANGE[change][..., None] * (last - current)
+            current += KEPT_BY_CHANGE[_largest_near(change)][..., None] * (last - current)
         result[number] = np.rint(current)
         last = current
     return result
+
+
+def _largest_near(change: npt.NDArray[np.int16]) -> npt.NDArray[np.int16]:
+    """The largest of (H, W) within NEAR pixels of each place, along either side."""
+    for axis in (0, 1):
+        around = [(NEAR, NEAR) if axis == each else (0, 0) for each in (0, 1)]
+        change = sliding_window_view(np.pad(change, around), 2 * NEAR + 1, axis=axis).max(axis=-1)
+    return change
 
 
 def scenes(frames: Frames) -> npt.NDArray[np.intp]:

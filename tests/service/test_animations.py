@@ -18,7 +18,7 @@ from service.client import Order
 from service.errors import InvalidImage, TooManyPixels
 from service.images import AnyFormat
 from service.local import Local
-from service.models.film import GRAIN, MOVED, REACH, calmed, scenes, smoothed
+from service.models.film import GRAIN, MOVED, NEAR, REACH, calmed, scenes, smoothed
 from tests.service.conftest import ClientFactory
 from tests.service.pictures import encoded, gradient, pixels
 from tests.service.test_stylize import offences, post, problem
@@ -218,14 +218,15 @@ def test_frames_painted_one_by_one_do_flicker(shipped: Local) -> None:
     assert motion(alone) / motion(clip) > 1.4
 
 
-def test_what_moved_keeps_nothing_and_grain_keeps_most() -> None:
-    photos = np.zeros((3, 2, 2, 3), np.uint8)
-    photos[1, 0, 0, 1] = MOVED
-    photos[1:, 1, 1] = GRAIN
-    painted = np.stack([np.full((2, 2, 3), level, np.uint8) for level in (0, 100, 100)])
-    found = calmed(painted, photos, np.array([0, 0, 1]))[..., 0]
-    assert found[1].tolist() == [[100, 30], [30, 30]]
-    assert found[2].tolist() == [[100, 100], [100, 100]]  # a cut
+def test_grain_keeps_most_and_what_moved_nothing_nor_what_is_near() -> None:
+    width = 3 * NEAR
+    photos = np.zeros((3, 1, width, 3), np.uint8)
+    photos[1:, 0, 0, 1] = MOVED
+    photos[1:, 0, -1] = GRAIN
+    painted = np.stack([np.full((1, width, 3), level, np.uint8) for level in (0, 100, 100)])
+    found = calmed(painted, photos, np.array([0, 0, 1]))[:, 0, :, 0]
+    assert found[1].tolist() == [100] * (NEAR + 1) + [30] * (width - NEAR - 1)
+    assert found[2].tolist() == [100] * width  # a cut
 
 
 @pytest.fixture(scope="module")
