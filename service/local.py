@@ -86,7 +86,7 @@ class Local:
         mask = open_mask(order.files, MAX_PIXELS)
         film, masks = decode_moving(animation, mask, fields, size, 1 if format == "jpeg" else None)
         done = count(1)
-        of = film.frames * len(model.rows(fields.mixes, fields.strength))
+        of = model.steps(film.frames, len(model.rows(fields.mixes, fields.strength)))
         finished = painted_film(film, fields, model, masks, lambda: on_progress(next(done) / of))
         content = encode_film(finished, format, fields.quality)
         return Stylized(content, format, str(fields.style or fields.mask_styles), model.card.label)

@@ -111,7 +111,7 @@ def painted_film(
     masks: Sequence[Mask],
     observe: Observe = lambda: None,
 ) -> Film:
-    """The whole way from an animation's pixels, in this process. ``observe`` is told of every frame of every row."""
+    """The whole way from an animation's pixels, in this process. ``observe`` is told of ``model.steps``."""
     rows = model.rows(fields.mixes, fields.strength)
     images = np.broadcast_to(film.strip.rgb, (max(1, len(rows)), *film.strip.rgb.shape))
     outputs = Moving(model, film.frames).begin()(images, rows, observe) if len(rows) else images

@@ -109,7 +109,7 @@ class Parameters:
 @dataclass(frozen=True)
 class LargeParameters:
     """A picture that ``/stylize`` makes as a job, as applied: ``width`` x ``height`` pixels in ``iterations`` tiles; or
-    an animation of so many ``frames`` of that size, where it is not None."""
+    an animation of so many ``frames`` of that size in ``iterations`` steps, where it is not None."""
 
     style: str | None
     mask_styles: str | None

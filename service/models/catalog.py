@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from service.models.film import as_frames, run_film
+from service.models.film import STEPS, as_frames, run_film
 from service.models.session import Images, Provider, RunOptions, Session, StyleRows
 from service.models.store import StoredModel, StyleEntry
 from service.models.strokes import sizes, with_strokes
@@ -50,6 +50,10 @@ class ServedModel:
         """How many tiles a picture of (width, height) pixels has for each of its rows, over all sizes of strokes."""
         large = [size for size in sizes(size, stroke) if size[0] * size[1] > WHOLE_PIXELS]
         return sum(self.tiled.tiles(size) for size in large) if self.tiled else 0
+
+    def steps(self, frames: int, rows: int) -> int:
+        """How often a run of an animation tells that it goes on."""
+        return STEPS * frames * rows
 
     def rows(self, mixes: Sequence[Mix], strength: float) -> Rows:
         """What to run the network on for some mixes: (R, D), one row a mix, and the photo's between strengths."""
@@ -125,7 +129,7 @@ class FilmRun:
         self._options = RunOptions()
 
     def __call__(self, images: Images, rows: StyleRows, observe: Observe = lambda: None) -> Images:
-        """Strips (N, F H, W, 3) in the styles (N, D). ``observe`` is told of every frame."""
+        """Strips (N, F H, W, 3) in the styles (N, D). ``observe`` is told as ``run_film`` does it."""
         results = np.empty_like(images, order="C")
         for image, row, result in zip(images, rows, results, strict=True):
             frames = run_film(as_frames(image, self._frames), row, self._tiled, self._options, observe)

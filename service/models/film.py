@@ -16,6 +16,7 @@ from service.models.session import RunOptions, StyleRows
 from service.models.style import Pixels
 from service.models.tiling import THUMBNAIL_SIDE, Observe, TiledNetwork
 
+STEPS = 2  # of a frame: its statistics are taken, and it is painted
 BATCH_PIXELS = 2**19  # of frames that share a run; a larger frame runs alone
 REACH = 12  # frames before and after that a frame's statistics are averaged over
 CUT = 40.0  # mean difference of two frames, in levels of 255, from which on they show different things
@@ -36,7 +37,7 @@ def run_film(
     options: RunOptions | None = None,
     observe: Observe = lambda: None,
 ) -> Frames:
-    """Frames in the style of a row (D,); ``observe`` is told of each that is done.
+    """Frames in the style of a row (D,); ``observe`` is told of each of a frame's STEPS that is done.
 
     Raises OutOfMemory, and ONNX Runtime's error if stopped.
     """
@@ -45,7 +46,10 @@ def run_film(
 
     def frozen(batch: Frames) -> StyleRows:
         small = np.stack([shrunk(frame, THUMBNAIL_SIDE) for frame in batch])
-        return network.freeze(small, row[None].repeat(len(batch), axis=0), options)
+        rows = network.freeze(small, row[None].repeat(len(batch), axis=0), options)
+        for _ in batch:
+            observe()
+        return rows
 
     scene = scenes(frames)
     rows = smoothed(np.concatenate([frozen(frames[batch]) for batch in batches]), scene)

@@ -287,7 +287,7 @@ def _large_parameters(
         height=size[1],
         format=format,
         quality=fields.quality,
-        iterations=max(1, rows * (frames or model.tiles(size, stroke))),
+        iterations=max(1, model.steps(frames, rows) if frames else rows * model.tiles(size, stroke)),
         frames=frames,
     )
 

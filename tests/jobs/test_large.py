@@ -107,10 +107,11 @@ def test_an_animation_too_long_to_wait_for_is_a_job(service: Service) -> None:
     answer = ask(service, style="red", files={"image": ("a.png", apng)})
     assert answer.status_code == 202, answer.text
     job = answer.json()
-    assert job["parameters"] | {"frames": 4, "format": "png"} == job["parameters"]
+    assert job["parameters"] | {"frames": 4, "format": "png", "iterations": 8} == job["parameters"]
     told = [type for _, type in events(service, job["id"])]
     assert told[-1] == "succeeded"
     assert "preview" in told
+    assert service.job(job["id"])["iteration"] == 8
     result = service.http.get(job["links"]["result"])
     assert result.headers["content-type"] == "image/png"
     image = Image.open(io.BytesIO(result.content))
