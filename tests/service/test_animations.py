@@ -14,6 +14,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from service.animations import AnimationLimits, decode_film, encode_film, may_be_animation, open_animation
+from service.cli import main
 from service.client import Order
 from service.errors import InvalidImage, TooManyPixels
 from service.images import AnyFormat
@@ -232,3 +233,15 @@ def test_grain_keeps_most_and_what_moved_nothing_nor_what_is_near() -> None:
 @pytest.fixture(scope="module")
 def shipped() -> Local:
     return Local(ROOT / "model_store", "cpu")
+
+
+def test_the_command_paints_a_gif(toy_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.gif").write_bytes(animation("gif"))
+    store = ["--store", str(toy_store), "-s", "red"]
+    assert main([str(tmp_path / "a.gif"), *store]) == 0
+    assert played((tmp_path / "a.red.gif").read_bytes())[1] == DURATIONS
+    assert main([str(tmp_path), *store, "-o", str(tmp_path / "out")]) == 0
+    assert len(played((tmp_path / "out" / "a.gif").read_bytes())[0]) == 3
+    (tmp_path / "still.png").write_bytes(encoded(FRAMES[0]))
+    assert main([str(tmp_path / "still.png"), *store, "-o", str(tmp_path / "b.gif")]) == 1
+    assert "gif is for animations" in capsys.readouterr().err
