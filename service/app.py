@@ -17,6 +17,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from service import __version__
+from service.animations import AnimationLimits
 from service.batching import Admission, Batcher
 from service.engine import Engine
 from service.errors import ClientGone, ConfigurationError, Internal, MethodNotAllowed, NotFound, ServiceError
@@ -38,6 +39,8 @@ from service.routes.stylize import PictureLimits, Stylizer, stylize_router
 from service.routes.upload import UploadLimits
 from service.settings import Settings
 from service.tracing import Tracer
+
+FILM_PIXELS = 4  # times the pixels of the largest photo: all frames of an animation, which are decoded one by one
 
 
 def create_app(settings: Settings, tracer: Tracer | None = None) -> FastAPI:
@@ -71,7 +74,8 @@ def create_app(settings: Settings, tracer: Tracer | None = None) -> FastAPI:
     supervisor = Supervisor(
         lambda: EmbeddedQueue(crew.data_dir, kept, owner=True), crew, metrics, webhooks, engine.ending
     )
-    pictures = PictureLimits(settings.max_pixels, settings.max_side, settings.sync_max_pixels)
+    animations = AnimationLimits(settings.max_frames, FILM_PIXELS * settings.max_pixels)
+    pictures = PictureLimits(settings.max_pixels, settings.max_side, settings.sync_max_pixels, animations)
     stylizer = Stylizer(engine, admission, codec, metrics, pictures, supervisor)
     job_limits = JobLimits(settings.max_pixels, settings.max_side, settings.max_iterations)
     desk = OrderDesk(engine, settings.model_store, webhooks, codec, job_limits)

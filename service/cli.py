@@ -16,10 +16,10 @@ from service import __version__
 from service.client import Client, ClientError, OnProgress, Order, Refused, Stylized, Unreachable
 from service.colour import PreserveColor
 from service.errors import ConfigurationError, ModelRefused
-from service.images import FORMATS, Format
+from service.images import AnyFormat
 from service.local import Local
 
-SUFFIXES: dict[str, Format] = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".webp": "webp"}
+SUFFIXES: dict[str, AnyFormat] = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".webp": "webp", ".gif": "gif"}
 DONE, SOME_FAILED, WRONG_USE, NO_SERVICE = range(4)
 BAR = 24
 
@@ -56,7 +56,12 @@ def _parser() -> argparse.ArgumentParser:
         epilog="exit status: 0 every picture was made, 1 some were not, 2 a wrong command line, 3 no server or models",
     )
     add: Any = parser.add_argument
-    add("photos", nargs="*", metavar="PHOTO", help="a JPEG, PNG or WebP file, a folder of them, or a pattern ('*.jpg')")
+    add(
+        "photos",
+        nargs="*",
+        metavar="PHOTO",
+        help="a JPEG, PNG, WebP or GIF file, a folder of them, or a pattern ('*.jpg')",
+    )
     add("-s", "--style", metavar="MIX", help="a style, or a mix: starry_night:0.7,great_wave:0.3")
     add("-o", "--output", type=Path, help="a file for one photo, a folder for several; default: beside each photo")
     add("-l", "--list", action="store_true", help="list the styles and stop")
@@ -68,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--masks", type=Path, help="an indexed PNG: a style for each palette index")
     add("--mask-styles", metavar="MIX", help="with --masks, instead of --style: 1:starry_night,2:great_wave")
     add("--model", help="a model by name (default: the first that has the styles)")
-    add("--format", choices=FORMATS, help="default: what the output's name says, else the photo's own")
+    add("--format", choices=get_args(AnyFormat), help="default: what the output's name says, else the photo's own")
     add("--quality", type=int, help="1 to 100, for JPEG and WebP (default 90)")
     add("--server", metavar="URL", help="use this server instead of the models here")
     store = Path(__file__).parent.parent / "model_store"
@@ -115,7 +120,7 @@ def _photos(given: str) -> list[Path]:
     found = path.iterdir() if path.is_dir() else map(Path, glob.glob(given, recursive=True))
     photos = sorted(photo for photo in found if photo.suffix.lower() in SUFFIXES and photo.is_file())
     if not photos:
-        raise WrongUse(f"{given}: no photo (JPEG, PNG or WebP) is there")
+        raise WrongUse(f"{given}: no photo (JPEG, PNG, WebP or GIF) is there")
     return photos
 
 

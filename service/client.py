@@ -23,7 +23,7 @@ import httpx2 as httpx
 
 from service.colour import PreserveColor
 from service.errors import Offence, Translation, translating
-from service.images import Format
+from service.images import AnyFormat
 from service.schemas import Style, Styles
 
 TIMEOUT_S = 120.0
@@ -71,7 +71,7 @@ class Order:
     stroke: float | None = None
     max_side: int | None = None
     model: str | None = None
-    format: Format | None = None
+    format: AnyFormat | None = None
     quality: int | None = None
     mask: bytes | None = field(default=None, repr=False)
     masks: bytes | None = field(default=None, repr=False)
@@ -94,7 +94,7 @@ class Stylized:
     job, its name; ``request_id`` is the job's id then)."""
 
     content: bytes = field(repr=False)
-    format: Format
+    format: AnyFormat
     style: str
     model: str
     request_id: str | None = None
@@ -227,7 +227,7 @@ def _checked(response: httpx.Response) -> httpx.Response:
 
 def _stylized(response: httpx.Response) -> Stylized:
     headers = response.headers
-    format = cast(Format, headers["content-type"].removeprefix("image/"))
+    format = cast(AnyFormat, headers["content-type"].removeprefix("image/"))
     return Stylized(response.content, format, headers["x-style"], headers["x-model"], headers.get("x-request-id"))
 
 

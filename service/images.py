@@ -27,6 +27,7 @@ from service.errors import (
 )
 
 Format = Literal["jpeg", "png", "webp"]
+AnyFormat = Literal["jpeg", "png", "webp", "gif"]  # GIF is for animations alone
 FORMATS: tuple[Format, ...] = get_args(Format)
 READ_AS: dict[str, Format] = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png", "WEBP": "webp"}  # MPO: JPEGs of some phones
 ORIENTATION = 0x0112  # the EXIF tag

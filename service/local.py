@@ -6,17 +6,28 @@ from itertools import count
 from pathlib import Path
 from typing import Literal
 
+from service.animations import Animation, AnimationLimits, encode_film, may_be_animation, open_animation
 from service.client import OnProgress, Order, Refused, Stylized
-from service.errors import InvalidFields, ModelRefused, ServiceError
+from service.errors import InvalidFields, ModelRefused, Offence, ServiceError
 from service.images import decode, encode, open_photo
-from service.models.catalog import Catalog, served
+from service.models.catalog import Catalog, ServedModel, served
 from service.models.session import check_provider, cpu_quota
 from service.models.store import ModelStore, StyleEntry
-from service.painting import decode_masks, model_for, open_mask, painted, stroke_of
+from service.painting import (
+    check_film,
+    decode_masks,
+    decode_moving,
+    model_for,
+    open_mask,
+    painted,
+    painted_film,
+    stroke_of,
+)
 from service.schemas import StylizeFields
 
 MAX_PIXELS = 178_956_970  # Pillow's own alarm
 MAX_SIDE = 2048
+ANIMATION = AnimationLimits(max_frames=10_000, max_pixels=2**28)
 
 
 class Local:
@@ -48,6 +59,12 @@ class Local:
     def _fill(self, order: Order, on_progress: OnProgress) -> Stylized:
         fields = StylizeFields.read(list(order.fields.items()), self._catalog, files=order.files)
         model = model_for(fields, self._catalog)
+        if may_be_animation(order.image):
+            animation = open_animation(order.image, ANIMATION)
+            if animation.frames > 1 or animation.format == "gif":
+                return self._fill_moving(order, animation, fields, model, on_progress)
+        if fields.format == "gif":
+            raise InvalidFields([Offence("format", "gif is for animations")])
         photo = open_photo(order.image, MAX_PIXELS)
         mask = open_mask(order.files, MAX_PIXELS)
         size = photo.size_within(fields.max_side or MAX_SIDE)
@@ -58,4 +75,18 @@ class Local:
         of = model.tiles(size, stroke_of(fields, size)) * len(model.rows(fields.mixes, fields.strength))
         finished = painted(picture, fields, model, masks, lambda: on_progress(next(tiles) / of))
         content = encode(finished, format, fields.quality)
+        return Stylized(content, format, str(fields.style or fields.mask_styles), model.card.label)
+
+    def _fill_moving(
+        self, order: Order, animation: Animation, fields: StylizeFields, model: ServedModel, on_progress: OnProgress
+    ) -> Stylized:
+        size = animation.photo.size_within(fields.max_side or MAX_SIDE)
+        check_film(fields, model, animation, size)
+        format = fields.format or animation.format
+        mask = open_mask(order.files, MAX_PIXELS)
+        film, masks = decode_moving(animation, mask, fields, size, 1 if format == "jpeg" else None)
+        done = count(1)
+        of = model.steps(film.frames, len(model.rows(fields.mixes, fields.strength)))
+        finished = painted_film(film, fields, model, masks, lambda: on_progress(next(done) / of))
+        content = encode_film(finished, format, fields.quality)
         return Stylized(content, format, str(fields.style or fields.mask_styles), model.card.label)

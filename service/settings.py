@@ -42,6 +42,9 @@ class Settings(BaseModel):
     max_pixels: int = Field(
         default=2**26, ge=1, le=178_956_970, description="largest photo taken in, in pixels, read from its header"
     )
+    max_frames: int = Field(
+        default=1000, ge=1, description="most frames of an animation; all of them have at most four times `MAX_PIXELS`"
+    )
     max_side: int = Field(
         default=2048,
         ge=1,

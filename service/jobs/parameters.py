@@ -108,7 +108,8 @@ class Parameters:
 
 @dataclass(frozen=True)
 class LargeParameters:
-    """A picture that ``/stylize`` makes as a job, as applied: ``width`` x ``height`` pixels in ``iterations`` tiles."""
+    """A picture that ``/stylize`` makes as a job, as applied: ``width`` x ``height`` pixels in ``iterations`` tiles; or
+    an animation of so many ``frames`` of that size in ``iterations`` steps, where it is not None."""
 
     style: str | None
     mask_styles: str | None
@@ -118,9 +119,10 @@ class LargeParameters:
     model: str
     width: int
     height: int
-    format: Literal["jpeg", "png", "webp"]
+    format: Literal["jpeg", "png", "webp", "gif"]
     quality: int
     iterations: int
+    frames: int | None = None
     method: Literal["stylize"] = "stylize"
 
     @property

@@ -22,16 +22,18 @@ from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 
+from service.animations import AnimationLimits, Film, encode_film, open_animation
 from service.errors import Internal, ModelRefused, OutOfMemory, RunDiverged, ServiceError
 from service.images import Picture, decode, decode_mask, encode, open_photo, shrunk
 from service.jobs.job import Lease, Limits, Loss
 from service.jobs.parameters import LargeParameters, Parameters
 from service.jobs.queue import EmbeddedQueue, JobQueue, LeaseLost
+from service.masks import Mask
 from service.models.catalog import Catalog, ServedModel, served
 from service.models.store import ModelStore, feature_weights
 from service.models.style import Mix
 from service.models.tiling import THUMBNAIL_SIDE, Observe
-from service.painting import PREVIEW_SIDE, decode_masks, model_for, open_mask, painted
+from service.painting import PREVIEW_SIDE, decode_masks, decode_moving, model_for, open_mask, painted, painted_film
 from service.schemas import StylizeFields
 
 if TYPE_CHECKING:
@@ -137,13 +139,43 @@ class Worker:
         catalog = Catalog.of([self._model(parameters.model)])
         fields = StylizeFields.read(_fields(parameters), catalog, files=files)
         size = parameters.width, parameters.height
+        if parameters.frames is not None:
+            return self._moving(lease, parameters, image, files, fields, catalog)
         small = fields.model_copy(update={"stroke": max(1.0, parameters.stroke * PREVIEW_SIDE / max(size))})
         preview = _stylized(image, files, small, catalog, _within(size, PREVIEW_SIDE))
         self._jobs.show(lease, 0, encode(preview, "jpeg", PREVIEW_QUALITY))
         _say("told")
         tiles = _Tiles(self._jobs, lease, parameters.iterations)
         picture = _stylized(image, files, fields, catalog, size, tiles.observe)
+        assert parameters.format != "gif"  # which is for animations
         return encode(picture, parameters.format, parameters.quality)
+
+    def _moving(
+        self,
+        lease: Lease,
+        parameters: LargeParameters,
+        image: bytes,
+        files: Mapping[str, bytes],
+        fields: StylizeFields,
+        catalog: Catalog,
+    ) -> bytes:
+        """An animation; before it, its first frame as the preview."""
+        model, size = model_for(fields, catalog), (parameters.width, parameters.height)
+        limits = AnimationLimits(MANY_PIXELS, MANY_PIXELS)
+
+        def opened(frames: int | None) -> tuple[Film, list[Mask]]:
+            mask = open_mask(files, MANY_PIXELS)
+            return decode_moving(open_animation(image, limits), mask, fields, size, frames)
+
+        film, masks = opened(1)
+        first = painted_film(film, fields, model, masks)
+        self._jobs.show(lease, 0, encode_film(first, "jpeg", PREVIEW_QUALITY))
+        _say("told")
+        film, masks = opened(parameters.frames)
+        frames = _Tiles(self._jobs, lease, parameters.iterations)
+        return encode_film(
+            painted_film(film, fields, model, masks, frames.observe), parameters.format, parameters.quality
+        )
 
     def _model(self, name: str) -> ServedModel:
         """A network of the store. Raises Internal where it has left the store, or is not sound any more."""

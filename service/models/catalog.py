@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 
+from service.models.film import STEPS, as_frames, run_film
 from service.models.session import Images, Provider, RunOptions, Session, StyleRows
 from service.models.store import StoredModel, StyleEntry
 from service.models.strokes import sizes, with_strokes
@@ -49,6 +50,10 @@ class ServedModel:
         """How many tiles a picture of (width, height) pixels has for each of its rows, over all sizes of strokes."""
         large = [size for size in sizes(size, stroke) if size[0] * size[1] > WHOLE_PIXELS]
         return sum(self.tiled.tiles(size) for size in large) if self.tiled else 0
+
+    def steps(self, frames: int, rows: int) -> int:
+        """How often a run of an animation tells that it goes on."""
+        return STEPS * frames * rows
 
     def rows(self, mixes: Sequence[Mix], strength: float) -> Rows:
         """What to run the network on for some mixes: (R, D), one row a mix, and the photo's between strengths."""
@@ -90,6 +95,50 @@ class Stroked:
 
     def settle(self) -> None:
         self.model.settle()
+
+
+@dataclass(frozen=True)
+class Moving:
+    """A model for animations of so many frames, which come one below the other in one picture: a network of its own to
+    whom it waits for. The model must have a ``tiled`` network."""
+
+    model: ServedModel
+    frames: int
+
+    @property
+    def name(self) -> str:
+        return self.model.name
+
+    @property
+    def provider(self) -> Provider:
+        return self.model.provider
+
+    def begin(self) -> FilmRun:
+        return FilmRun(self.model, self.frames)
+
+    def settle(self) -> None:
+        self.model.settle()
+
+
+class FilmRun:
+    """One run of a network, on strips of frames."""
+
+    def __init__(self, model: ServedModel, frames: int) -> None:
+        assert model.tiled is not None
+        self._tiled, self._frames = model.tiled, frames
+        self._options = RunOptions()
+
+    def __call__(self, images: Images, rows: StyleRows, observe: Observe = lambda: None) -> Images:
+        """Strips (N, F H, W, 3) in the styles (N, D). ``observe`` is told as ``run_film`` does it."""
+        results = np.empty_like(images, order="C")
+        for image, row, result in zip(images, rows, results, strict=True):
+            frames = run_film(as_frames(image, self._frames), row, self._tiled, self._options, observe)
+            result[:] = frames.reshape(image.shape)
+        return results
+
+    def stop(self) -> None:
+        """End it before its next node; the session lives on."""
+        self._options.terminate = True
 
 
 class StoppableRun:

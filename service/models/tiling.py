@@ -102,6 +102,12 @@ class TiledNetwork:
         frozen: StyleRows = run_session(freezing, {"image": images, "style": rows}, options)
         return frozen
 
+    def run_frozen(self, images: Images, frozen: StyleRows, options: RunOptions | None = None) -> Images:
+        """Images (N, H, W, 3) with the styles (N, D') that ``freeze`` gave, not cut. Raises OutOfMemory."""
+        _, session = self._opened()
+        stylized: Images = run_session(session, {"image": images, "style": frozen}, options)
+        return stylized
+
     def run(
         self,
         image: Pixels,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, get_args
 
 from service.errors import PROBLEMS
-from service.images import FORMATS
+from service.images import FORMATS, AnyFormat
 from service.jobs.parameters import Init, NetworkName, Optimizer, PresetName
 from service.schemas import Problem
 
@@ -39,8 +39,9 @@ _FIELDS: dict[str, dict[str, Any]] = {
     },
     "format": {
         "type": "string",
-        "enum": list(FORMATS),
-        "description": "Of the answer; else `Accept` decides, else it is the photo's own.",
+        "enum": list(get_args(AnyFormat)),
+        "description": "Of the answer; else `Accept` decides, else it is the photo's own. `gif` is for animations; of "
+        "an animation a `jpeg` shows the first frame.",
     },
     "quality": {
         "type": "integer",
@@ -89,7 +90,7 @@ STYLIZE: dict[str, Any] = {
     "responses": {
         200: {
             "description": "The stylised picture: the photo's size after EXIF orientation and `max_side`.",
-            "content": {f"image/{format}": {"schema": _BINARY} for format in FORMATS},
+            "content": {f"image/{format}": {"schema": _BINARY} for format in get_args(AnyFormat)},
             "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in _HEADERS.items()},
         },
         202: {
@@ -105,7 +106,7 @@ STYLIZE: dict[str, Any] = {
         + [{"name": "X-Deadline-Ms", "in": "header", "required": False, "schema": _DEADLINE}],
         "requestBody": {
             "required": True,
-            "content": {f"image/{format}": {"schema": _BINARY} for format in FORMATS}
+            "content": {f"image/{format}": {"schema": _BINARY} for format in get_args(AnyFormat)}
             | {
                 "multipart/form-data": {
                     "schema": {
@@ -157,7 +158,8 @@ GATYS: dict[str, Any] = {
                         }
                         | _GATYS_CHOICES
                         | _GATYS_NUMBERS
-                        | {name: _FIELDS[name] for name in ("max_side", "preserve_color", "format", "quality")},
+                        | {name: _FIELDS[name] for name in ("max_side", "preserve_color", "quality")}
+                        | {"format": {"type": "string", "enum": list(FORMATS)}},
                         "additionalProperties": False,
                     }
                 }

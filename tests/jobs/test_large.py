@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -97,3 +98,31 @@ def test_the_client_waits_for_the_job(service: Service) -> None:
     assert np.array_equal(pixels(painting.content), RED)
     assert (painting.style, painting.model) == ("red", "toy")
     assert shares[-1] == 1.0
+
+
+def test_an_animation_too_long_to_wait_for_is_a_job(service: Service) -> None:
+    frames = [np.roll(gradient(*SIZE), 16 * shift, axis=1) for shift in range(4)]
+    first, *others = map(Image.fromarray, frames)
+    apng = encoded(first, "PNG", save_all=True, append_images=others, duration=70, loop=0)
+    answer = ask(service, style="red", files={"image": ("a.png", apng)})
+    assert answer.status_code == 202, answer.text
+    job = answer.json()
+    assert job["parameters"] | {"frames": 4, "format": "png", "iterations": 8} == job["parameters"]
+    told = [type for _, type in events(service, job["id"])]
+    assert told[-1] == "succeeded"
+    assert "preview" in told
+    assert service.job(job["id"])["iteration"] == 8
+    result = service.http.get(job["links"]["result"])
+    assert result.headers["content-type"] == "image/png"
+    image = Image.open(io.BytesIO(result.content))
+    assert (image.n_frames, image.info["loop"]) == (4, 0)  # type: ignore[attr-defined]
+    for number, frame in enumerate(frames):
+        image.seek(number)
+        assert np.array_equal(np.asarray(image.convert("RGB")), toy_stylized(frame, VECTORS["red"]))
+    gif = encoded(first, "GIF", save_all=True, append_images=others, duration=70)
+    with Client(str(service.http.base_url)) as client:
+        painting = client.fill(Order(gif, "red"))
+    assert painting.format == "gif"
+    assert Image.open(io.BytesIO(painting.content)).n_frames == 4  # type: ignore[attr-defined]
+    broken = ask(service, style="red", files={"image": ("a.png", apng[: int(0.9 * len(apng))])}).json()
+    assert service.wait(broken["id"], "failed")["error"]["code"] == "invalid_image"
