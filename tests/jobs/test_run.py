@@ -93,6 +93,13 @@ def test_every_preset_optimizer_and_start_lowers_the_loss(
     assert min(progress.losses.total for progress in seen) < seen[0].losses.total
 
 
+def test_a_run_begins_with_the_picture_it_is_given(vgg: VGG) -> None:
+    start = np.full((20, 30, 3), 200, np.uint8)
+    seen: list[Progress] = []
+    paint(vgg, PHOTO, [(PAINTING, 1.0)], parameters(iterations=1), start=start, observe=seen.append)
+    assert np.abs(seen[0].pixels().astype(int) - 200).max() <= 1
+
+
 def test_what_is_shown_is_what_was_optimised(vgg: VGG) -> None:
     seen: list[Progress] = []
     painted = paint(vgg, PHOTO, [(PAINTING, 1.0)], parameters(iterations=15), observe=seen.append)

@@ -77,6 +77,18 @@ def test_a_shipped_painting_is_asked_for_by_its_name(serve: Serve) -> None:
     assert service.http.get(f"/jobs/{job['id']}/result").headers["content-type"] == "image/jpeg"
 
 
+@pytest.mark.parametrize(
+    ("fields", "model"),
+    [({}, "toy"), ({"init": "content"}, None), ({"preserve_color": "histogram"}, None), ({"preset": "balanced"}, None)],
+)
+def test_fast_begins_with_the_networks_picture(serve: Serve, fields: dict[str, str], model: str | None) -> None:
+    service = serve()
+    data = {"style": "red", "preset": "fast", "iterations": "5", "format": "png"} | fields
+    job = service.http.post("/gatys", files={"image": PHOTO}, data=data).json()
+    assert job["parameters"]["start_model"] == model
+    assert service.wait(job["id"])["status"] == "succeeded"
+
+
 def test_equal_seeds_make_equal_pictures_and_a_key_makes_one_job(serve: Serve) -> None:
     service = serve()
     first = service.submit(init="noise", seed=9, headers={"Idempotency-Key": "a"})
