@@ -46,6 +46,11 @@ class Animation:
     plays: int
 
     @property
+    def moves(self) -> bool:
+        """Whether it is answered as an animation: any GIF, and whatever else has more than one frame."""
+        return self.frames > 1 or self.format == "gif"
+
+    @property
     def photo(self) -> Photo:
         """Its first frame as a photo, to ask about sizes."""
         return Photo(self.image, "png", 1, self.width, self.height)

@@ -9,13 +9,12 @@ from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from service.batching import Admission, Batcher, Network, Place
 from service.errors import ConfigurationError, ModelRefused, NotReady
 from service.metrics import Metrics, Stopwatch
 from service.models.catalog import Catalog, ServedModel, served
-from service.models.session import SETTLE_SIDE
+from service.models.session import SETTLE_SIDE, ProviderChoice
 from service.models.store import ModelStore
 from service.models.style import Pixels, Rows
 
@@ -28,7 +27,7 @@ class Engine:
     def __init__(
         self,
         store: ModelStore,
-        provider: Literal["auto", "cuda", "cpu"],
+        provider: ProviderChoice,
         threads: int,
         admission: Admission,
         batcher: Batcher,
@@ -38,7 +37,7 @@ class Engine:
     ) -> None:
         self._store = store
         self._gpu_mem_limit_bytes = gpu_mem_limit_bytes
-        self._provider: Literal["auto", "cuda", "cpu"] = provider
+        self._provider = provider
         self._threads = threads
         self._admission = admission
         self._batcher = batcher

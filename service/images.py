@@ -67,10 +67,15 @@ class Photo:
 
     def size_within(self, max_side: int) -> tuple[int, int]:
         """(width, height) with the longer side at most ``max_side``: shrunk in proportion, never enlarged."""
-        longer = max(self.width, self.height)
-        if longer <= max_side:
-            return self.width, self.height
-        return max(1, round(self.width * max_side / longer)), max(1, round(self.height * max_side / longer))
+        return within((self.width, self.height), max_side)
+
+
+def within(size: tuple[int, int], max_side: int) -> tuple[int, int]:
+    """A size with its longer side at most ``max_side``: shrunk in proportion, never enlarged."""
+    longer = max(size)
+    if longer <= max_side:
+        return size
+    return max(1, round(size[0] * max_side / longer)), max(1, round(size[1] * max_side / longer))
 
 
 def open_photo(content: bytes, max_pixels: int) -> Photo:
@@ -148,11 +153,9 @@ def halved_and_back(rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 def shrunk(rgb: npt.NDArray[np.uint8], max_side: int) -> npt.NDArray[np.uint8]:
     """(H, W, 3) with its longer side at most ``max_side`` pixels."""
-    scale = max_side / max(rgb.shape[:2])
-    if scale >= 1:
-        return rgb
-    height, width = (max(1, round(side * scale)) for side in rgb.shape[:2])
-    return np.asarray(Image.fromarray(rgb).resize((width, height), Image.Resampling.BOX))
+    found = rgb.shape[1], rgb.shape[0]
+    size = within(found, max_side)
+    return rgb if size == found else np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.BOX))
 
 
 def encode(picture: Picture, format: Format, quality: int) -> bytes:

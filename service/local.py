@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from itertools import count
 from pathlib import Path
-from typing import Literal
 
 from service.animations import Animation, AnimationLimits, encode_film, may_be_animation, open_animation
 from service.client import OnProgress, Order, Refused, Stylized
 from service.errors import InvalidFields, ModelRefused, Offence, ServiceError
 from service.images import decode, encode, open_photo
 from service.models.catalog import Catalog, ServedModel, served
-from service.models.session import check_provider, cpu_quota
+from service.models.session import ProviderChoice, check_provider, cpu_quota
 from service.models.store import ModelStore, StyleEntry
 from service.painting import (
     check_film,
@@ -36,7 +35,7 @@ class Local:
     Raises ModelRefused where the store cannot be trusted, ConfigurationError where ``provider`` is not to be had.
     """
 
-    def __init__(self, store: Path, provider: Literal["auto", "cuda", "cpu"] = "auto") -> None:
+    def __init__(self, store: Path, provider: ProviderChoice = "auto") -> None:
         check_provider(provider)
         threads = cpu_quota()
         stored = ModelStore(store).networks()
@@ -61,7 +60,7 @@ class Local:
         model = model_for(fields, self._catalog)
         if may_be_animation(order.image):
             animation = open_animation(order.image, ANIMATION)
-            if animation.frames > 1 or animation.format == "gif":
+            if animation.moves:
                 return self._fill_moving(order, animation, fields, model, on_progress)
         if fields.format == "gif":
             raise InvalidFields([Offence("format", "gif is for animations")])

@@ -13,7 +13,7 @@ from service.colour import keep_color
 from service.errors import InvalidFields, Offence, ServiceError, TooManyPixels
 from service.images import Photo, Picture, decode_mask, decode_regions, open_photo
 from service.masks import Mask, composed
-from service.models.catalog import WHOLE_PIXELS, Catalog, Moving, ServedModel
+from service.models.catalog import WHOLE_PIXELS, Catalog, FilmRun, Moving, ServedModel, StoppableRun
 from service.models.style import Pixels
 from service.models.tiling import Observe
 from service.schemas import StylizeFields
@@ -75,11 +75,8 @@ def painted(
     observe: Observe = lambda: None,
 ) -> Picture:
     """The whole way from a photo's pixels, in this process. ``observe`` is told of every tile of a large one."""
-    rows = model.rows(fields.mixes, fields.strength)
-    images = np.broadcast_to(picture.rgb, (len(rows), *picture.rgb.shape))
     stroke = stroke_of(fields, (picture.rgb.shape[1], picture.rgb.shape[0]))
-    outputs = model.begin(stroke)(images, rows, observe) if len(rows) else images
-    return finished(model, picture, outputs, fields, masks)
+    return _painted(model.begin(stroke), picture, fields, model, masks, observe)
 
 
 def check_film(fields: StylizeFields, model: ServedModel, animation: Animation, size: tuple[int, int]) -> None:
@@ -112,10 +109,22 @@ def painted_film(
     observe: Observe = lambda: None,
 ) -> Film:
     """The whole way from an animation's pixels, in this process. ``observe`` is told of ``model.steps``."""
+    run = Moving(model, film.frames).begin()
+    return replace(film, strip=_painted(run, film.strip, fields, model, masks, observe))
+
+
+def _painted(
+    run: StoppableRun | FilmRun,
+    picture: Picture,
+    fields: StylizeFields,
+    model: ServedModel,
+    masks: Sequence[Mask],
+    observe: Observe,
+) -> Picture:
     rows = model.rows(fields.mixes, fields.strength)
-    images = np.broadcast_to(film.strip.rgb, (max(1, len(rows)), *film.strip.rgb.shape))
-    outputs = Moving(model, film.frames).begin()(images, rows, observe) if len(rows) else images
-    return replace(film, strip=finished(model, film.strip, outputs, fields, masks))
+    images = np.broadcast_to(picture.rgb, (len(rows), *picture.rgb.shape))
+    outputs = run(images, rows, observe) if len(rows) else images
+    return finished(model, picture, outputs, fields, masks)
 
 
 def finished(

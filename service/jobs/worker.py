@@ -18,18 +18,19 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from service.animations import AnimationLimits, Film, encode_film, open_animation
 from service.errors import Internal, ModelRefused, OutOfMemory, RunDiverged, ServiceError
-from service.images import Picture, decode, decode_mask, encode, open_photo, shrunk
+from service.images import Picture, decode, decode_mask, encode, open_photo, shrunk, within
 from service.jobs.job import Lease, Limits, Loss
 from service.jobs.parameters import LargeParameters, Parameters
 from service.jobs.queue import EmbeddedQueue, JobQueue, LeaseLost
 from service.masks import Mask
 from service.models.catalog import Catalog, ServedModel, served
+from service.models.session import ProviderChoice
 from service.models.store import ModelStore, feature_weights
 from service.models.style import Mix
 from service.models.tiling import THUMBNAIL_SIDE, Observe
@@ -41,8 +42,6 @@ if TYPE_CHECKING:
     from service.gatys.vgg import VGG
 
 log = logging.getLogger(__name__)
-
-Asked = Literal["auto", "cuda", "cpu"]
 
 NICE = 10  # the fast path goes first
 REPORT_S, CHECKPOINT_S = 1.0, 3.0
@@ -58,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
     os.nice(NICE)
     orders: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(orders,), daemon=True).start()
-    worker = Worker(EmbeddedQueue(root, limits, owner=False), store, threads, cast(Asked, arguments[4]))
+    worker = Worker(EmbeddedQueue(root, limits, owner=False), store, threads, cast(ProviderChoice, arguments[4]))
     _say("ready")
     while True:
         job_id, attempt = orders.get().split()
@@ -69,7 +68,7 @@ def main(arguments: Sequence[str]) -> int:
 class Worker:
     """Does jobs of a queue with the networks of a store, on so many threads."""
 
-    def __init__(self, jobs: JobQueue, store: Path, threads: int, provider: Asked) -> None:
+    def __init__(self, jobs: JobQueue, store: Path, threads: int, provider: ProviderChoice) -> None:
         self._jobs, self._store, self._threads = jobs, store, threads
         self._provider = provider
         self._vgg: tuple[object, VGG] | None = None
@@ -107,7 +106,7 @@ class Worker:
         from service.gatys.run import paint
 
         order = _Inputs.read(self._jobs.inputs(lease), parameters)
-        reporter = _Reporter(self._jobs, lease)
+        reporter, resume = _Reporter(self._jobs, lease), _unpacked(self._jobs.checkpoint(lease))
         try:
             picture = paint(
                 self._network(parameters),
@@ -115,8 +114,8 @@ class Worker:
                 order.paintings,
                 parameters,
                 mask=order.mask,
-                start=self._start(parameters, order.photo.rgb),
-                resume=_unpacked(self._jobs.checkpoint(lease)),
+                start=None if resume else self._start(parameters, order.photo.rgb),
+                resume=resume,
                 observe=reporter.observe,
             )
         except Diverged as error:
@@ -124,7 +123,7 @@ class Worker:
         return encode(Picture(picture, order.photo.alpha), parameters.format, parameters.quality)
 
     def _start(self, parameters: Parameters, photo: Pixels) -> Pixels | None:
-        """What a network makes of the photo, no larger than the first stage of the optimisation."""
+        """What a network makes of the photo, for the optimisation to begin with; it brings it to its own size."""
         if parameters.start_model is None:
             return None
         model = self._model(parameters.start_model)
@@ -142,7 +141,7 @@ class Worker:
         if parameters.frames is not None:
             return self._moving(lease, parameters, image, files, fields, catalog)
         small = fields.model_copy(update={"stroke": max(1.0, parameters.stroke * PREVIEW_SIDE / max(size))})
-        preview = _stylized(image, files, small, catalog, _within(size, PREVIEW_SIDE))
+        preview = _stylized(image, files, small, catalog, within(size, PREVIEW_SIDE))
         self._jobs.show(lease, 0, encode(preview, "jpeg", PREVIEW_QUALITY))
         _say("told")
         tiles = _Tiles(self._jobs, lease, parameters.iterations)
@@ -283,12 +282,6 @@ def _fields(parameters: LargeParameters) -> list[tuple[str, str]]:
     names = ("style", "mask_styles", "strength", "preserve_color", "stroke", "model", "quality")
     values = parameters.as_dict()
     return [(name, str(values[name])) for name in names if values[name] is not None]
-
-
-def _within(size: tuple[int, int], side: int) -> tuple[int, int]:
-    """(width, height) in proportion, the longer of them at most ``side``."""
-    scale = min(1.0, side / max(size))
-    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
 def _stylized(

@@ -6,12 +6,20 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
 
 import numpy as np
 
 from service.models.film import STEPS, as_frames, run_film
-from service.models.session import Images, Provider, RunOptions, Session, StyleRows
+from service.models.session import (
+    Images,
+    OrtSession,
+    Provider,
+    ProviderChoice,
+    RunOptions,
+    Session,
+    StyleRows,
+    open_session,
+)
 from service.models.store import StoredModel, StyleEntry
 from service.models.strokes import sizes, with_strokes
 from service.models.style import Mix, Pixels, Rows, blend, rows_for
@@ -66,21 +74,24 @@ class ServedModel:
 
 def served(
     stored: StoredModel,
-    provider: Literal["auto", "cuda", "cpu"],
+    provider: ProviderChoice,
     threads: int,
     gpu_mem_limit_bytes: int | None = None,
 ) -> ServedModel:
     """A stored model at work. Raises what ``Session`` does."""
-    tiled = TiledNetwork(stored, provider, threads, gpu_mem_limit_bytes) if stored.card.tiling else None
-    return ServedModel(stored, Session(stored, provider, threads, gpu_mem_limit_bytes), tiled)
+
+    def open_graph(graph: bytes) -> OrtSession:
+        return open_session(stored.card.label, graph, provider, threads, gpu_mem_limit_bytes)
+
+    session = Session(stored, provider, threads, gpu_mem_limit_bytes)
+    return ServedModel(stored, session, TiledNetwork(stored, open_graph) if stored.card.tiling else None)
 
 
 @dataclass(frozen=True)
-class Stroked:
-    """A model with larger strokes: a network of its own to whom it waits for."""
+class _Variant:
+    """A model that is run in a way of its own: a network of its own to whom it waits for."""
 
     model: ServedModel
-    stroke: float
 
     @property
     def name(self) -> str:
@@ -89,44 +100,50 @@ class Stroked:
     @property
     def provider(self) -> Provider:
         return self.model.provider
+
+    def settle(self) -> None:
+        self.model.settle()
+
+
+@dataclass(frozen=True)
+class Stroked(_Variant):
+    """A model with strokes so many times as large as its own."""
+
+    stroke: float
 
     def begin(self) -> StoppableRun:
         return self.model.begin(self.stroke)
 
-    def settle(self) -> None:
-        self.model.settle()
-
 
 @dataclass(frozen=True)
-class Moving:
-    """A model for animations of so many frames, which come one below the other in one picture: a network of its own to
-    whom it waits for. The model must have a ``tiled`` network."""
+class Moving(_Variant):
+    """A model for animations of so many frames, which come one below the other in one picture. The model must have a
+    ``tiled`` network."""
 
-    model: ServedModel
     frames: int
-
-    @property
-    def name(self) -> str:
-        return self.model.name
-
-    @property
-    def provider(self) -> Provider:
-        return self.model.provider
 
     def begin(self) -> FilmRun:
         return FilmRun(self.model, self.frames)
 
-    def settle(self) -> None:
-        self.model.settle()
+
+class _Stoppable:
+    """A run that can be ended."""
+
+    def __init__(self) -> None:
+        self._options = RunOptions()
+
+    def stop(self) -> None:
+        """End it before its next node; the session lives on."""
+        self._options.terminate = True
 
 
-class FilmRun:
+class FilmRun(_Stoppable):
     """One run of a network, on strips of frames."""
 
     def __init__(self, model: ServedModel, frames: int) -> None:
+        super().__init__()
         assert model.tiled is not None
         self._tiled, self._frames = model.tiled, frames
-        self._options = RunOptions()
 
     def __call__(self, images: Images, rows: StyleRows, observe: Observe = lambda: None) -> Images:
         """Strips (N, F H, W, 3) in the styles (N, D). ``observe`` is told as ``run_film`` does it."""
@@ -136,17 +153,13 @@ class FilmRun:
             result[:] = frames.reshape(image.shape)
         return results
 
-    def stop(self) -> None:
-        """End it before its next node; the session lives on."""
-        self._options.terminate = True
 
-
-class StoppableRun:
+class StoppableRun(_Stoppable):
     """One run of a network, on one batch: whole pictures, large ones in tiles, and those of larger strokes."""
 
     def __init__(self, session: Session, tiled: TiledNetwork | None, stroke: float = 1.0) -> None:
+        super().__init__()
         self._session, self._tiled, self._stroke = session, tiled, stroke
-        self._options = RunOptions()
 
     def __call__(self, images: Images, rows: StyleRows, observe: Observe = lambda: None) -> Images:
         """As ``Session.run``; raises ONNX Runtime's error where it was stopped. ``observe`` is told of every tile."""
@@ -164,10 +177,6 @@ class StoppableRun:
 
     def _is_large(self, image: Pixels) -> bool:
         return self._tiled is not None and image.shape[0] * image.shape[1] > WHOLE_PIXELS
-
-    def stop(self) -> None:
-        """End it before its next node; the session lives on."""
-        self._options.terminate = True
 
 
 @dataclass(frozen=True)

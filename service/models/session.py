@@ -25,6 +25,7 @@ from service.models.store import StoredModel, TensorSpec
 log = logging.getLogger(__name__)
 
 Provider = Literal["cuda", "cpu"]
+ProviderChoice = Literal["auto", "cuda", "cpu"]  # what is asked for
 EXECUTION_PROVIDERS: dict[Provider, str] = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
 PROVIDER_OPTIONS: dict[Provider, dict[str, str]] = {
     # The exhaustive search would stall every new shape of a picture; the arena grows by what is asked, not by doubling.
@@ -52,7 +53,7 @@ class Session:
     def __init__(
         self,
         model: StoredModel,
-        provider: Literal["auto", "cuda", "cpu"],
+        provider: ProviderChoice,
         threads: int,
         gpu_mem_limit_bytes: int | None = None,
     ) -> None:
@@ -103,7 +104,7 @@ class Session:
 def open_session(
     label: str,
     graph: bytes,
-    provider: Literal["auto", "cuda", "cpu"],
+    provider: ProviderChoice,
     threads: int,
     gpu_mem_limit_bytes: int | None = None,
 ) -> ort.InferenceSession:
@@ -177,7 +178,7 @@ def shrinking(provider: Provider) -> ort.RunOptions:
     return options
 
 
-def check_provider(provider: Literal["auto", "cuda", "cpu"]) -> None:
+def check_provider(provider: ProviderChoice) -> None:
     """Raises ConfigurationError where ``cuda`` is demanded of a runtime that was built without it."""
     if provider == "cuda" and EXECUTION_PROVIDERS["cuda"] not in ort.get_available_providers():
         raise ConfigurationError(
@@ -235,9 +236,7 @@ def _text(path: Path) -> str:
         return ""
 
 
-def _wanted(
-    provider: Literal["auto", "cuda", "cpu"], gpu_mem_limit_bytes: int | None = None
-) -> list[tuple[str, dict[str, str]]]:
+def _wanted(provider: ProviderChoice, gpu_mem_limit_bytes: int | None = None) -> list[tuple[str, dict[str, str]]]:
     available = ort.get_available_providers()
     order: list[Provider] = ["cpu"] if provider == "cpu" else ["cuda", "cpu"]
     limits = {} if gpu_mem_limit_bytes is None else {"gpu_mem_limit": str(gpu_mem_limit_bytes)}

@@ -12,7 +12,6 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
-from typing import Literal
 
 import numpy as np
 
@@ -23,7 +22,6 @@ from service.models.session import (
     Provider,
     RunOptions,
     StyleRows,
-    open_session,
     run_session,
     shrinking,
 )
@@ -74,19 +72,11 @@ class TiledNetwork:
     """A network that takes a picture in tiles. Its sessions are opened when first used: most services never see a
     picture that is so large."""
 
-    def __init__(
-        self,
-        model: StoredModel,
-        provider: Literal["auto", "cuda", "cpu"],
-        threads: int,
-        gpu_mem_limit_bytes: int | None = None,
-    ) -> None:
-        """``model`` must have a ``tiling``."""
+    def __init__(self, model: StoredModel, open_graph: Callable[[bytes], OrtSession]) -> None:
+        """``model`` must have a ``tiling``; ``open_graph`` makes a session of an ONNX file's bytes."""
         assert model.card.tiling is not None
-        self._label, self._dimension, self._threads = model.card.label, model.card.dimension, threads
+        self._dimension, self._open = model.card.dimension, open_graph
         self._freezing, self._frozen = model.freezing, model.frozen
-        self._asked: Literal["auto", "cuda", "cpu"] = provider
-        self._gpu_mem_limit_bytes = gpu_mem_limit_bytes
         self._halo = halo_of(model.card.tiling.radius_px)
         self._sessions: tuple[OrtSession, OrtSession] | None = None
         self._opening = threading.Lock()
@@ -118,11 +108,10 @@ class TiledNetwork:
         """An image (H, W, 3) in the style of a row (D,). Raises OutOfMemory, and ONNX Runtime's error if stopped."""
         result = np.empty_like(image)
         frozen = self.freeze(shrunk(image, THUMBNAIL_SIDE)[None], row[None], options)
-        _, session = self._opened()
         height, width = image.shape[:2]
         for down, across in product(self._spans(height), self._spans(width)):
             tile = np.ascontiguousarray(image[down.start : down.stop, across.start : across.stop])[None]
-            stylized = run_session(session, {"image": tile, "style": frozen}, options)[0]
+            stylized = self.run_frozen(tile, frozen, options)[0]
             result[down.core, across.core] = stylized[down.core_in_tile, across.core_in_tile]
             observe()
         return result
@@ -145,6 +134,3 @@ class TiledNetwork:
             if self._sessions is None:
                 self._sessions = self._open(self._freezing), self._open(self._frozen)
             return self._sessions
-
-    def _open(self, graph: bytes) -> OrtSession:
-        return open_session(self._label, graph, self._asked, self._threads, self._gpu_mem_limit_bytes)

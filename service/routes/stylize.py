@@ -159,7 +159,7 @@ class Stylizer:
         if not may_be_animation(content):
             return None
         animation = await self._in_codec(open_animation, content, self._limits.animation)
-        return animation if animation.frames > 1 or animation.format == "gif" else None
+        return animation if animation.moves else None
 
     @asynccontextmanager
     async def within(self, deadline_s: float | None, watch: Stopwatch) -> AsyncIterator[None]:
