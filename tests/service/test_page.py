@@ -4,36 +4,21 @@ Skipped, and counted as skipped, where there is no Chromium: ``apt-get install c
 """
 
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
+from tests.service.chromium import NEEDS_CHROMIUM, PATIENCE_MS, browser, opened
 from tests.service.pictures import encoded, gradient
 from tests.service.test_process import serving, wait_until_ready
 from tests.service.toy import VECTORS, toy_stylized, write_store
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium, to test the page"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-]
-FLAGS = [
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--use-fake-device-for-media-stream",
-]
-PATIENCE_MS = 60_000
+__all__ = ["browser"]
+pytestmark = NEEDS_CHROMIUM
 PHOTO = gradient(600, 400)
 
 
@@ -45,30 +30,10 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS, timeout=PATIENCE_MS)
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
 def page(browser: Browser, url: str) -> Iterator[Page]:
-    """The page with its styles there. Whatever it throws, and whatever it loads from elsewhere, fails the test."""
-    context = browser.new_context(viewport={"width": 1200, "height": 800}, accept_downloads=True, locale="en-GB")
-    page = context.new_page()
-    page.set_default_timeout(PATIENCE_MS)
-    thrown: list[object] = []
-    asked: list[str] = []
-    page.on("pageerror", lambda error: thrown.append(error))
-    page.on("request", lambda request: asked.append(request.url))
-    page.goto(url)
-    page.wait_for_selector(".card")
-    yield page
-    context.close()
-    assert not thrown
-    assert all(address.startswith((url, "data:", "blob:")) for address in asked)
+    with opened(browser, url) as page:
+        yield page
 
 
 @pytest.fixture
