@@ -17,6 +17,7 @@ const FALLBACK_SIDE = 2048; // where the service does not make a picture as larg
 const TOO_LARGE = ["too_many_pixels", "too_many_bytes", "gatys_unavailable"]; // the last: no workers for large pictures
 let photo = null;
 let retrying = null;
+let known = ""; // the styles as they were listed last
 
 const live = new Live(paint, failed);
 const brush = new Brush(wish);
@@ -154,6 +155,9 @@ async function refresh() {
 
 /** These are the styles now; gives the titles of those that were chosen and are gone. */
 function offer(styles) {
+  const listed = JSON.stringify(styles);
+  if (listed === known) return [];
+  known = listed;
   const gone = mixer.offer(styles);
   looks.offer(styles);
   looks.fit(mixer.chosen);
