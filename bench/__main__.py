@@ -12,6 +12,7 @@ from pathlib import Path
 
 from bench.networks import compare_networks
 from bench.overload import overload
+from bench.page import measure_page, take_pictures
 from bench.rival import compare_with_rival
 from bench.servers import compare_servers, plot, report
 from bench.service import measure_service
@@ -20,7 +21,8 @@ from bench.soak import soak
 from service.models.session import cpu_quota
 
 RESULTS = Path(__file__).parent / "results"
-PARTS = ("all", "networks", "service", "peers", "overload", "soak", "settings")
+DOCS = Path(__file__).parents[1] / "docs"
+PARTS = ("all", "networks", "service", "peers", "overload", "soak", "settings", "page", "pictures")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,6 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found.append(overload(options.seconds, options.side, options.deadline_ms))
     if options.part == "soak":
         found.append(soak(options.minutes, options.out / f"{name}.png"))
+    if options.part == "page":
+        found.append(measure_page(options.rounds))
+    if options.part == "pictures":
+        print(take_pictures(DOCS))
+        return 0
     if options.part == "settings":
         found.append(settings(options.rounds, options.cell))
     text = "\n\n".join(found) + "\n"

@@ -4,6 +4,9 @@
         painting = client.stylize(Path("photo.jpg").read_bytes(), "starry_night:0.7,great_wave:0.3", strength=0.8)
         Path("painting.jpg").write_bytes(painting.content)
 
+        slow = GatysOrder(Path("photo.jpg").read_bytes(), style_image=Path("any.jpg").read_bytes(), preset="fast")
+        optimized = client.optimize(slow, lambda event: print(event.type, event.data))
+
 ClientError
 ├── Unreachable     no answer: no server there, or it left, or it took too long
 └── Refused         the server's problem+json, with its status, code and every offence
@@ -15,7 +18,7 @@ import asyncio
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self, cast
 
@@ -23,15 +26,20 @@ import httpx2 as httpx
 
 from service.colour import PreserveColor
 from service.errors import Offence, Translation, translating
-from service.images import AnyFormat
+from service.images import AnyFormat, Format
+from service.jobs.job import FINAL, UNFINISHED, Event, EventType
+from service.jobs.parameters import Init, NetworkName, Optimizer, PresetName
+from service.orders import JobView
 from service.schemas import Style, Styles
 
 TIMEOUT_S = 120.0
-POLL_S = 0.5
+SILENCE_S = 60.0  # longest time without an event: the service tells every 15 s that it is still there
+AGAIN_S = 1.0  # before a lost connection is tried again
+PATIENCE_S = 60.0  # longest time that a job's service may be away, to be started again for instance
 ACCEPTED = 202
-FILES = ("image", "mask", "masks")
 
 OnProgress = Callable[[float], None]  # 0 to 1
+OnEvent = Callable[[Event], None]
 
 
 class ClientError(Exception):
@@ -79,13 +87,41 @@ class Order:
 
     @property
     def fields(self) -> dict[str, str]:
-        values = {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.name not in FILES}
-        return {name: str(value) for name, value in values.items() if value is not None}
+        """What is not a file."""
+        return _fields(self)
 
     @property
     def files(self) -> dict[str, bytes]:
         """The masks that were given."""
-        return {name: value for name in ("mask", "masks") if (value := getattr(self, name)) is not None}
+        return {name: content for name, content in _files(self).items() if name != "image"}
+
+
+@dataclass(frozen=True)
+class GatysOrder:
+    """One picture to be optimised, as ``POST /gatys`` takes it; None leaves a field to the preset or the server.
+
+    ``image``, ``style_image`` (the painting; or else ``style``) and ``mask`` are files' bytes. Raises nothing: the
+    server names every offence at once.
+    """
+
+    image: bytes = field(repr=False)
+    style_image: bytes | None = field(default=None, repr=False)
+    style: str | None = None
+    preset: PresetName | None = None
+    content_weight: float | None = None
+    style_weight: float | None = None
+    tv_weight: float | None = None
+    init: Init | None = None
+    optimizer: Optimizer | None = None
+    iterations: int | None = None
+    network: NetworkName | None = None
+    max_side: int | None = None
+    preserve_color: PreserveColor | None = None
+    format: Format | None = None
+    quality: int | None = None
+    seed: int | None = None
+    webhook_url: str | None = None
+    mask: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -98,6 +134,18 @@ class Stylized:
     style: str
     model: str
     request_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Optimized:
+    """A finished optimisation: the file's bytes, and its job."""
+
+    content: bytes = field(repr=False)
+    job: JobView
+
+    @property
+    def format(self) -> Format:
+        return cast(Format, self.job.parameters["format"])
 
 
 class Client:
@@ -129,12 +177,67 @@ class Client:
         response = self._request("POST", "/stylize", **_multipart(order))
         if response.status_code != ACCEPTED:
             return _stylized(response)
-        job = response.json()
-        while _is_going_on(job):
-            time.sleep(POLL_S)
-            job = self._request("GET", job["links"]["self"]).json()
-            on_progress(job["progress"])
-        return _finished(job, self._request("GET", job["links"]["result"]))
+        job = self._finished(JobView.model_validate_json(response.content), _shares(on_progress))
+        return _of_job(job, self.result(job.id))
+
+    def optimize(
+        self, order: GatysOrder, on_event: OnEvent = lambda event: None, idempotency_key: str | None = None
+    ) -> Optimized:
+        """The picture optimised: submitted, waited for, fetched. Raises Refused too where the job failed, or was
+        cancelled."""
+        return self.wait(self.submit(order, idempotency_key), on_event)
+
+    def wait(self, job: JobView, on_event: OnEvent = lambda event: None) -> Optimized:
+        """A job that was submitted, to its end."""
+        job = self._finished(job, on_event)
+        return Optimized(self.result(job.id), job)
+
+    def submit(self, order: GatysOrder, idempotency_key: str | None = None) -> JobView:
+        """The job of a new order; of an old one, where the key was used for it."""
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+        response = self._request("POST", "/gatys", headers=headers, **_multipart(order))
+        return JobView.model_validate_json(response.content)
+
+    def job(self, id: str) -> JobView:
+        return JobView.model_validate_json(self._request("GET", f"/jobs/{id}").content)
+
+    def events(self, id: str, after: int = 0) -> Iterator[Event]:
+        """What happens to a job, as it happens, from the first event with an id above ``after`` to its last, over lost
+        connections and restarts of the service. Raises Unreachable once it was away for a minute."""
+        ear = _Ear(after)
+        while not ear.heard_all:
+            try:
+                ended = self.job(id).status not in UNFINISHED
+                with (
+                    translating(_transport(self._http.base_url)),
+                    self._http.stream("GET", f"/jobs/{id}/events", **ear.request()) as response,
+                ):
+                    if not response.is_success:
+                        response.read()
+                    for line in _checked(response).iter_lines():
+                        yield from ear.hear(line)
+                ear.heard_all |= ended
+            except Unreachable as error:
+                ear.lost(error)
+            if not ear.heard_all:
+                time.sleep(AGAIN_S)
+
+    def job_preview(self, id: str) -> bytes:
+        """The newest picture on the way, a JPEG."""
+        return self._request("GET", f"/jobs/{id}/preview").content
+
+    def result(self, id: str) -> bytes:
+        """The finished picture, in the format that its job's parameters say."""
+        return self._request("GET", f"/jobs/{id}/result").content
+
+    def cancel(self, id: str) -> None:
+        """Stop a job; one that is finished stays what it is."""
+        self._request("DELETE", f"/jobs/{id}")
+
+    def _finished(self, job: JobView, on_event: OnEvent) -> JobView:
+        for event in self.events(job.id):
+            on_event(event)
+        return _succeeded(self.job(job.id))
 
     def close(self) -> None:
         self._http.close()
@@ -179,12 +282,66 @@ class AsyncClient:
         response = await self._request("POST", "/stylize", **_multipart(order))
         if response.status_code != ACCEPTED:
             return _stylized(response)
-        job = response.json()
-        while _is_going_on(job):
-            await asyncio.sleep(POLL_S)
-            job = (await self._request("GET", job["links"]["self"])).json()
-            on_progress(job["progress"])
-        return _finished(job, await self._request("GET", job["links"]["result"]))
+        job = await self._finished(JobView.model_validate_json(response.content), _shares(on_progress))
+        return _of_job(job, await self.result(job.id))
+
+    async def optimize(
+        self, order: GatysOrder, on_event: OnEvent = lambda event: None, idempotency_key: str | None = None
+    ) -> Optimized:
+        """The picture optimised: submitted, waited for, fetched. Raises Refused too where the job failed, or was
+        cancelled."""
+        return await self.wait(await self.submit(order, idempotency_key), on_event)
+
+    async def wait(self, job: JobView, on_event: OnEvent = lambda event: None) -> Optimized:
+        """A job that was submitted, to its end."""
+        job = await self._finished(job, on_event)
+        return Optimized(await self.result(job.id), job)
+
+    async def submit(self, order: GatysOrder, idempotency_key: str | None = None) -> JobView:
+        """The job of a new order; of an old one, where the key was used for it."""
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+        response = await self._request("POST", "/gatys", headers=headers, **_multipart(order))
+        return JobView.model_validate_json(response.content)
+
+    async def job(self, id: str) -> JobView:
+        return JobView.model_validate_json((await self._request("GET", f"/jobs/{id}")).content)
+
+    async def events(self, id: str, after: int = 0) -> AsyncIterator[Event]:
+        """What happens to a job, as it happens, from the first event with an id above ``after`` to its last, over lost
+        connections and restarts of the service. Raises Unreachable once it was away for a minute."""
+        ear = _Ear(after)
+        while not ear.heard_all:
+            try:
+                ended = (await self.job(id)).status not in UNFINISHED
+                with translating(_transport(self._http.base_url)):
+                    async with self._http.stream("GET", f"/jobs/{id}/events", **ear.request()) as response:
+                        if not response.is_success:
+                            await response.aread()
+                        async for line in _checked(response).aiter_lines():
+                            for event in ear.hear(line):
+                                yield event
+                ear.heard_all |= ended
+            except Unreachable as error:
+                ear.lost(error)
+            if not ear.heard_all:
+                await asyncio.sleep(AGAIN_S)
+
+    async def job_preview(self, id: str) -> bytes:
+        """The newest picture on the way, a JPEG."""
+        return (await self._request("GET", f"/jobs/{id}/preview")).content
+
+    async def result(self, id: str) -> bytes:
+        """The finished picture, in the format that its job's parameters say."""
+        return (await self._request("GET", f"/jobs/{id}/result")).content
+
+    async def cancel(self, id: str) -> None:
+        """Stop a job; one that is finished stays what it is."""
+        await self._request("DELETE", f"/jobs/{id}")
+
+    async def _finished(self, job: JobView, on_event: OnEvent) -> JobView:
+        async for event in self.events(job.id):
+            on_event(event)
+        return _succeeded(await self.job(job.id))
 
     async def close(self) -> None:
         await self._http.aclose()
@@ -200,9 +357,60 @@ class AsyncClient:
             return _checked(await self._http.request(method, path, **body))
 
 
-def _multipart(order: Order) -> dict[str, Any]:
-    files = {"image": order.image, **order.files}
-    return {"data": order.fields, "files": {name: (name, content) for name, content in files.items()}}
+class _Ear:
+    """What was heard of a job so far: lines of Server-Sent Events come in, events go out."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+        self.heard_all = False
+        self._fields: dict[str, str] = {}
+        self._lost_at: float | None = None
+
+    def request(self) -> dict[str, Any]:
+        """How to ask for what comes next."""
+        return {
+            "headers": {"Last-Event-ID": str(self.after)},
+            "timeout": httpx.Timeout(TIMEOUT_S, read=SILENCE_S),
+        }
+
+    def hear(self, line: str) -> Iterator[Event]:
+        """The event that ends with this line, if one does."""
+        self._lost_at = None
+        if line:
+            name, _, value = line.partition(": ")
+            self._fields[name] = value
+            return
+        fields, self._fields = self._fields, {}
+        if "data" in fields:
+            event = Event(int(fields["id"]), cast(EventType, fields["event"]), json.loads(fields["data"]))
+            self.after = event.id
+            self.heard_all = event.type in FINAL
+            yield event
+
+    def lost(self, error: Unreachable) -> None:
+        """The connection broke, or was not to be had. Raises ``error`` once that lasts too long."""
+        self._fields = {}
+        now = time.monotonic()
+        self._lost_at = self._lost_at or now
+        if now - self._lost_at > PATIENCE_S:
+            raise error
+
+
+def _given(order: Order | GatysOrder) -> Iterator[tuple[str, Any]]:
+    named = ((each.name, getattr(order, each.name)) for each in dataclasses.fields(order))
+    return ((name, value) for name, value in named if value is not None)
+
+
+def _fields(order: Order | GatysOrder) -> dict[str, str]:
+    return {name: str(value) for name, value in _given(order) if not isinstance(value, bytes)}
+
+
+def _files(order: Order | GatysOrder) -> dict[str, bytes]:
+    return {name: value for name, value in _given(order) if isinstance(value, bytes)}
+
+
+def _multipart(order: Order | GatysOrder) -> dict[str, Any]:
+    return {"data": _fields(order), "files": {name: (name, content) for name, content in _files(order).items()}}
 
 
 def _checked(response: httpx.Response) -> httpx.Response:
@@ -231,17 +439,25 @@ def _stylized(response: httpx.Response) -> Stylized:
     return Stylized(response.content, format, headers["x-style"], headers["x-model"], headers.get("x-request-id"))
 
 
-def _is_going_on(job: Mapping[str, Any]) -> bool:
-    """Raises Refused where it will never have a result."""
-    if job["status"] in ("queued", "running", "succeeded"):
-        return bool(job["status"] != "succeeded")
-    problem = job["error"] or {"status": 410, "code": job["status"], "detail": f"the job was {job['status']}"}
+def _shares(on_progress: OnProgress) -> OnEvent:
+    def on_event(event: Event) -> None:
+        if event.type in ("progress", "succeeded"):
+            on_progress(event.data.get("progress", 1.0))
+
+    return on_event
+
+
+def _succeeded(job: JobView) -> JobView:
+    """Raises Refused where it has no result, and never will."""
+    if job.status == "succeeded":
+        return job
+    problem = job.error or {"status": 410, "code": job.status, "detail": f"the job was {job.status}"}
     raise Refused(problem["status"], problem["code"], problem["detail"], (), None)
 
 
-def _finished(job: Mapping[str, Any], result: httpx.Response) -> Stylized:
-    asked = job["parameters"]
-    return Stylized(result.content, asked["format"], asked["style"] or asked["mask_styles"], asked["model"], job["id"])
+def _of_job(job: JobView, content: bytes) -> Stylized:
+    asked = job.parameters
+    return Stylized(content, asked["format"], asked["style"] or asked["mask_styles"], asked["model"], job.id)
 
 
 def _transport(url: httpx.URL) -> Translation:

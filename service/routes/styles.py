@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import mimetypes
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
 from service.engine import Engine
-from service.errors import UnknownStyle
+from service.errors import NotFound, UnknownStyle
 from service.models.catalog import Catalog, ServedModel
 from service.models.store import StyleEntry
 from service.routes.conditional import matches
@@ -17,6 +19,8 @@ _JPEG: dict[int | str, dict[str, Any]] = {
     200: {"content": {"image/jpeg": {}}, "description": "A small JPEG of the style at work."},
     304: {"description": "The client's copy is the newest."},
 }
+
+_PAINTING: dict[int | str, dict[str, Any]] = {200: {"content": {"image/*": {}}, "description": "An image file."}}
 
 
 def styles_router(engine: Engine) -> APIRouter:
@@ -35,11 +39,15 @@ def styles_router(engine: Engine) -> APIRouter:
     @router.get("/styles/{name}/preview", summary="A style at work", response_class=Response, responses=_JPEG)
     def get_preview(name: str, request: Request) -> Response:
         model = _first_choice(name, engine.catalog)
-        etag = f'"{model.card.files[model.styles[name].preview]}"'
-        headers = {"ETag": etag, "Cache-Control": "no-cache"}  # to be kept, but asked for again: a store may change
-        if matches(request.headers.get("if-none-match", ""), etag):
-            return Response(status_code=304, headers=headers)
-        return Response(model.previews[name], media_type="image/jpeg", headers=headers)
+        return _kept(request, model.previews[name], "image/jpeg")
+
+    @router.get("/styles/{name}/painting", summary="The painting itself", response_class=Response, responses=_PAINTING)
+    def get_painting(name: str, request: Request) -> Response:
+        _first_choice(name, engine.catalog)
+        model = _with_painting(name, engine.catalog)
+        if model is None:
+            raise NotFound(f"the store does not ship the painting of {name}; its style has a preview")
+        return _kept(request, model.paintings[name], mimetypes.guess_type(str(model.styles[name].painting))[0])
 
     return router
 
@@ -51,10 +59,26 @@ def _first_choice(name: str, catalog: Catalog) -> ServedModel:
     return models[0]
 
 
+def _with_painting(name: str, catalog: Catalog) -> ServedModel | None:
+    return next((model for model in catalog.models_with({name}) if name in model.paintings), None)
+
+
+def _kept(request: Request, content: bytes, media_type: str | None) -> Response:
+    """A file that clients keep, but ask for again: a store may change."""
+    etag = f'"{hashlib.sha256(content).hexdigest()}"'
+    headers = {"ETag": etag, "Cache-Control": "no-cache"}
+    if matches(request.headers.get("if-none-match", ""), etag):
+        return Response(status_code=304, headers=headers)
+    return Response(content, media_type=media_type, headers=headers)
+
+
 def _style(entry: StyleEntry, catalog: Catalog) -> Style:
     path = f"/styles/{entry.name}"
+    links = {"self": path, "preview": f"{path}/preview", "stylize": f"/stylize?style={entry.name}"}
+    if _with_painting(entry.name, catalog):
+        links["painting"] = f"{path}/painting"
     return Style(
         **entry.model_dump(include={"name", "title", "artist", "year", "credit", "painting_sha256"}),
         models=[model.card.name for model in catalog.models_with({entry.name})],
-        links={"self": path, "preview": f"{path}/preview", "stylize": f"/stylize?style={entry.name}"},
+        links=links,
     )

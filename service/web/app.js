@@ -1,43 +1,51 @@
 // The page, wired: a photo, a mix, a look and a mask become a picture, live and at full size.
 
 import { Brush } from "/web/brush.js";
+import { uncover, watchHandle } from "/web/compare.js";
+import { saveFile, show } from "/web/files.js";
 import { Live } from "/web/live.js";
+import { Looks } from "/web/looks.js";
 import { Mixer } from "/web/mixer.js";
-import { Photo, watchForPhotos } from "/web/photo.js";
+import { Photo, PREVIEW_SIDE, watchForPhotos } from "/web/photo.js";
 import { loadStyles, stylise } from "/web/service.js";
 import { preferred, speak, t } from "/web/strings.js";
+import { Workshop } from "/web/workshop.js";
 
 const $ = (id) => document.getElementById(id);
 const MASK_SIDE = 512; // pixels
-const PREVIEW_SIDE = 1024;
-const LARGEST_STROKE = 16;
+const FALLBACK_SIDE = 2048; // where the service does not make a picture as large as the photo
+const TOO_LARGE = ["too_many_pixels", "too_many_bytes", "gatys_unavailable"]; // the last: no workers for large pictures
 let photo = null;
-let mixer = null;
 let retrying = null;
+let known = ""; // the styles as they were listed last
 
 const live = new Live(paint, failed);
 const brush = new Brush(wish);
+const looks = new Looks(wish);
+const mixer = new Mixer(chosen);
+const workshop = new Workshop(() => photo, () => brush.blob(), () => looks.color);
 
-async function order(image) {
-  const fields = {
-    style: mixer.mix,
-    strength: $("strength").value / 100,
-    preserve_color: document.querySelector("input[name=color]:checked").value,
-  };
-  return { image, fields, mask: await brush.blob() };
+async function order(image, side) {
+  return { image, mask: await brush.blob(), fields: { style: mixer.mix, ...looks.fields(side) } };
 }
 
 function wish() {
   clearTimeout(retrying);
-  if (!photo || !mixer) return;
+  if (!photo || !mixer.styles.size) return;
   if (mixer.mix) live.wish();
   else { live.stop(); say(t("chooseStyle")); }
+}
+
+function chosen() {
+  $("gallery-status").textContent = "";
+  looks.fit(mixer.chosen);
+  wish();
 }
 
 async function paint(side, signal) {
   const started = performance.now();
   $("stage").setAttribute("aria-busy", "true");
-  const { blob, style } = await stylise(await order(await photo.within(side)), signal);
+  const { blob, style } = await stylise(await order(await photo.within(side), Math.max(...photo.size(side))), signal);
   signal.throwIfAborted();
   show($("result"), blob);
   $("result").alt = t("after", { style: mixer.titleOf(style) });
@@ -51,13 +59,11 @@ async function download() {
   say(t("paintingFull"));
   try {
     const { blob, style } = await paintFull();
-    const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(blob) });
-    link.download = `${style.replace(/[^a-z0-9_]+/g, "-")}.${blob.type.split("/")[1].replace("jpeg", "jpg")}`;
-    link.click();
+    saveFile(blob, style);
     show($("result"), blob);
     const { width, height } = await createImageBitmap(blob);
-    say(t("saved", { width, height }));
-    setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+    const whole = width === photo.width && height === photo.height;
+    say(t(whole ? "saved" : "savedSmaller", { width, height }));
   } catch (error) {
     failed(error);
   } finally {
@@ -66,18 +72,22 @@ async function download() {
   }
 }
 
-/** As large as the photo, with the preview's strokes; or as large as the server makes it. */
+/** As large as the photo, with the preview's strokes; or as large as the service makes it. */
 async function paintFull() {
-  const whole = await order(photo.blob);
-  const side = Math.max(...photo.size(Infinity));
-  const stroke = Math.min(LARGEST_STROKE, Math.max(1, side / PREVIEW_SIDE));
-  const progress = (share) => say(t("paintingTiles", { percent: Math.round(100 * share) }));
+  const side = Math.max(photo.width, photo.height);
   try {
-    return await stylise({ ...whole, fields: { ...whole.fields, max_side: side, stroke } }, undefined, progress);
+    return await paintWithin(photo.isTaken ? side : Math.min(side, FALLBACK_SIDE));
   } catch (error) {
-    if (error.code !== "too_many_pixels") throw error;
-    return stylise(whole);
+    if (!TOO_LARGE.includes(error.code) || side <= FALLBACK_SIDE) throw error;
+    return paintWithin(FALLBACK_SIDE);
   }
+}
+
+async function paintWithin(side) {
+  const whole = side >= Math.max(photo.width, photo.height);
+  const asked = await order(whole ? photo.blob : await photo.shrunk(side), side);
+  const progress = (share) => say(t("paintingTiles", { percent: Math.round(100 * share) }));
+  return stylise({ ...asked, fields: { ...asked.fields, max_side: side } }, undefined, progress);
 }
 
 async function take(blob) {
@@ -91,11 +101,17 @@ async function take(blob) {
   const small = await photo.within(PREVIEW_SIDE);
   for (const id of ["before", "result"]) show($(id), small);
   $("before").alt = t("before");
-  $("handle").value = 0;
-  compare();
+  uncover($("stage"), 0);
   visible(true);
+  note();
   say(t("painting"));
   wish();
+}
+
+/** Said before anything is sent. */
+function note() {
+  const megapixels = Math.round(photo.width * photo.height / 1e6);
+  $("photo-note").textContent = photo.isTaken ? "" : t("largePhoto", { megapixels, side: FALLBACK_SIDE });
 }
 
 function visible(hasPhoto) {
@@ -103,9 +119,13 @@ function visible(hasPhoto) {
   $("stage").hidden = $("after-photo").hidden = !hasPhoto;
 }
 
-function show(image, blob) {
-  URL.revokeObjectURL(image.src);
-  image.src = URL.createObjectURL(blob);
+function another() {
+  live.stop();
+  photo = null;
+  $("brush-set").disabled = true;
+  $("photo-note").textContent = "";
+  visible(false);
+  say("");
 }
 
 function say(text, wrong = false) {
@@ -121,35 +141,58 @@ function failed(error) {
     retrying = setTimeout(wish, 1000 * error.retryAfter);
   } else {
     say(error.message, true);
+    if (error.status === 404 || error.status === 422) refresh().catch((again) => say(again.message, true));
   }
 }
 
-function compare() {
-  $("stage").style.setProperty("--at", `${$("handle").value}%`);
+/** The store may have changed since the gallery was drawn. */
+async function refresh() {
+  const gone = offer(await loadStyles());
+  if (!gone.length) return;
+  $("gallery-status").textContent = t("styleGone", { titles: gone.join(", ") });
+  wish();
+}
+
+/** These are the styles now; gives the titles of those that were chosen and are gone. */
+function offer(styles) {
+  const listed = JSON.stringify(styles);
+  if (listed === known) return [];
+  known = listed;
+  const gone = mixer.offer(styles);
+  looks.offer(styles);
+  looks.fit(mixer.chosen);
+  workshop.offer(styles);
+  return gone;
 }
 
 async function start() {
-  $("loading").textContent = t("loading");
+  $("gallery-status").textContent = t("loading");
   try {
-    const styles = await loadStyles();
-    mixer = new Mixer(styles, wish);
-    $("loading").textContent = "";
+    offer(await loadStyles());
+    $("gallery-status").textContent = "";
     wish();
   } catch (error) {
-    $("loading").textContent = error.retryAfter ? t("waiting") : error.message;
+    $("gallery-status").textContent = error.retryAfter ? t("waiting") : error.message;
     setTimeout(start, 1000 * (error.retryAfter ?? 3));
   }
 }
 
+function speakIn(language) {
+  speak(language);
+  mixer.draw();
+  looks.draw();
+  looks.fit(mixer.chosen);
+  workshop.speak();
+  if (photo) note();
+}
+
+watchHandle($("stage"));
 $("language").value = preferred();
-speak($("language").value);
-$("language").addEventListener("change", () => { speak($("language").value); mixer?.draw(); });
-$("strength").addEventListener("input", () => { $("strength-value").value = `${$("strength").value} %`; wish(); });
-$("controls").addEventListener("change", (event) => event.target.name === "color" && wish());
+speakIn($("language").value);
+$("language").addEventListener("change", () => speakIn($("language").value));
 $("controls").addEventListener("submit", (event) => event.preventDefault());
-$("handle").addEventListener("input", compare);
 $("download").addEventListener("click", download);
 $("again").addEventListener("click", wish);
-$("another").addEventListener("click", () => { live.stop(); photo = null; $("brush-set").disabled = true; visible(false); say(""); });
+$("another").addEventListener("click", another);
 watchForPhotos(take, failed);
 start();

@@ -1,7 +1,8 @@
 // The newest wish wins: a small picture at once, a larger one when the hand rests; older requests are aborted.
 
+import { PREVIEW_SIDE } from "/web/photo.js";
+
 const LIVE_SIDE = 448; // pixels
-const RESTED_SIDE = 1024;
 const RESTED_MS = 500;
 
 export class Live {
@@ -18,7 +19,7 @@ export class Live {
     try {
       await this.paint(LIVE_SIDE, running.signal);
       await new Promise((resolve) => setTimeout(resolve, RESTED_MS));
-      if (!running.signal.aborted) await this.paint(RESTED_SIDE, running.signal);
+      if (!running.signal.aborted) await this.paint(PREVIEW_SIDE, running.signal);
     } catch (error) {
       if (!running.signal.aborted) this.fail(error);
     }

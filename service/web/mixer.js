@@ -7,13 +7,27 @@ const FAVOURITE = "starry_night";
 
 export class Mixer {
   /** `changed()` is called whenever the mix is another. */
-  constructor(styles, changed) {
-    styles = styles.toSorted((a, b) => (b.name === FAVOURITE) - (a.name === FAVOURITE));
-    this.styles = new Map(styles.map((style) => [style.name, style]));
+  constructor(changed) {
+    this.styles = new Map();
     this.weights = new Map();
     this.changed = changed;
+  }
+
+  /** These are the styles now: what was chosen and is still there stays. Gives the titles of what is gone. */
+  offer(styles) {
+    const gone = this.chosen.filter((old) => !styles.some((style) => style.name === old.name));
+    const first = this.styles.size === 0;
+    styles = styles.toSorted((a, b) => (b.name === FAVOURITE) - (a.name === FAVOURITE));
+    this.styles = new Map(styles.map((style) => [style.name, style]));
+    for (const { name } of gone) this.weights.delete(name);
+    if (first && styles.length) this.weights.set(styles[0].name, 50);
     $("gallery").replaceChildren(...styles.map((style) => this.card(style)));
-    this.toggle(styles[0].name, true);
+    this.draw();
+    return gone.map((style) => style.title);
+  }
+
+  get chosen() {
+    return [...this.weights.keys()].map((name) => this.styles.get(name));
   }
 
   /** As the field `style` has it; "" where nothing is chosen. */
@@ -31,7 +45,6 @@ export class Mixer {
 
   toggle(name, chosen) {
     chosen ? this.weights.set(name, 50) : this.weights.delete(name);
-    $("gallery").querySelector(`[value="${name}"]`).checked = chosen;
     this.draw();
     this.changed();
   }
@@ -68,7 +81,7 @@ export class Mixer {
 
   card(style) {
     const card = make("label", { className: "card", title: style.credit });
-    const box = make("input", { type: "checkbox", className: "unseen", value: style.name });
+    const box = make("input", { type: "checkbox", className: "unseen", value: style.name, checked: this.weights.has(style.name) });
     box.addEventListener("change", () => this.toggle(style.name, box.checked));
     const text = make("span", { textContent: style.title });
     text.append(make("small", { textContent: `${style.artist}, ${style.year}` }));

@@ -3,48 +3,111 @@
 import { Problem } from "/web/service.js";
 import { t } from "/web/strings.js";
 
+export const PREVIEW_SIDE = 1024; // pixels, the longer side
 const TYPES = ["image/jpeg", "image/png", "image/webp"];
+const TAKEN = { pixels: 2 ** 26, bytes: 2 ** 25 }; // what the service takes in, by default
+const QUALITY = 0.92;
 const $ = (id) => document.getElementById(id);
 
 export class Photo {
-  /** Raises Problem where the browser cannot open it. */
+  /** Only what a preview needs of it is kept decoded. Raises Problem where the browser cannot open it. */
   static async open(blob) {
     if (!TYPES.includes(blob?.type)) throw new Problem(t("notAnImage"));
     try {
-      return new Photo(blob, await createImageBitmap(blob));
+      const [width, height] = await measured(blob);
+      const photo = new Photo(blob, width, height);
+      photo.bitmap = await photo.decoded(PREVIEW_SIDE);
+      photo.type = blob.type === "image/jpeg" || isOpaque(photo.bitmap) ? "image/jpeg" : "image/png";
+      return photo;
     } catch {
       throw new Problem(t("unreadable"));
     }
   }
 
-  constructor(blob, bitmap) {
-    this.blob = blob;
-    this.bitmap = bitmap;
+  constructor(blob, width, height) {
+    Object.assign(this, { blob, width, height });
     this.small = new Map();
   }
 
-  /** The photo with its longer side at most `side` pixels, as a Blob; upright. */
+  /** The file's name without its suffix; undefined for what was pasted or taken. */
+  get name() {
+    return this.blob.name?.replace(/\.[^.]*$/, "");
+  }
+
+  /** Whether the service takes the file as it is, by its defaults. */
+  get isTaken() {
+    return this.width * this.height <= TAKEN.pixels && this.blob.size <= TAKEN.bytes;
+  }
+
+  /** The photo with its longer side at most `side` pixels, up to PREVIEW_SIDE, as a Blob; upright. */
   async within(side) {
-    if (!this.small.has(side)) this.small.set(side, this.shrunk(side));
+    if (!this.small.has(side)) this.small.set(side, blobOf(drawn(this.bitmap, this.size(side)), this.type));
     return this.small.get(side);
   }
 
-  size(side) {
-    const scale = Math.min(1, side / Math.max(this.bitmap.width, this.bitmap.height));
-    return [this.bitmap.width, this.bitmap.height].map((length) => Math.max(1, Math.round(length * scale)));
+  /** The photo as it is sent for a result of so many pixels: no larger than it need be, or than the service takes. */
+  async sized(side) {
+    if (side <= PREVIEW_SIDE) return this.within(side);
+    return this.isTaken ? this.blob : this.shrunk(side);
   }
 
+  /** A copy within `side`, from the file. */
   async shrunk(side) {
-    const [width, height] = this.size(side);
-    const canvas = Object.assign(document.createElement("canvas"), { width, height });
-    const context = canvas.getContext("2d");
-    context.imageSmoothingQuality = "high";
-    context.drawImage(this.bitmap, 0, 0, width, height);
-    return blobOf(canvas, this.blob.type === "image/jpeg" ? "image/jpeg" : "image/png");
+    return blobOf(drawn(await this.decoded(side), this.size(side)), this.type);
+  }
+
+  /** (width, height) within `side`. */
+  size(side) {
+    const scale = Math.min(1, side / Math.max(this.width, this.height));
+    return [this.width, this.height].map((length) => Math.max(1, Math.round(length * scale)));
+  }
+
+  /** A small JPEG that can be kept as text. */
+  dataUrl(side) {
+    return drawn(this.bitmap, this.size(side)).toDataURL("image/jpeg", 0.8);
+  }
+
+  decoded(side) {
+    const [resizeWidth, resizeHeight] = this.size(side);
+    return createImageBitmap(this.blob, { resizeWidth, resizeHeight, resizeQuality: "medium" });
   }
 }
 
-export const blobOf = (canvas, type) => new Promise((resolve) => canvas.toBlob(resolve, type, 0.92));
+export const blobOf = (canvas, type) => new Promise((resolve) => canvas.toBlob(resolve, type, QUALITY));
+
+/** Width and height from the file's head, upright: an <img> decodes no pixels before it is painted. */
+async function measured(blob) {
+  const image = new Image();
+  image.src = URL.createObjectURL(blob);
+  try {
+    await new Promise((resolve, reject) => Object.assign(image, { onload: resolve, onerror: reject }));
+    return [image.naturalWidth, image.naturalHeight];
+  } finally {
+    URL.revokeObjectURL(image.src);
+  }
+}
+
+function drawn(bitmap, [width, height]) {
+  const canvas = Object.assign(document.createElement("canvas"), { width, height });
+  const context = canvas.getContext("2d");
+  context.imageSmoothingQuality = "high";
+  context.drawImage(bitmap, 0, 0, width, height);
+  return canvas;
+}
+
+function isOpaque(bitmap) {
+  const { data } = drawn(bitmap, [bitmap.width, bitmap.height]).getContext("2d").getImageData(0, 0, bitmap.width, bitmap.height);
+  return data.every((value, index) => index % 4 !== 3 || value === 255);
+}
+
+/** Call `take(file)` for what is dropped there. */
+export function onDrop(element, take) {
+  element.addEventListener("drop", (event) => {
+    if (event.defaultPrevented) return; // it fell onto something smaller
+    event.preventDefault();
+    if (event.dataTransfer.files[0]) take(event.dataTransfer.files[0]);
+  });
+}
 
 /** Call `take(blob)` for every photo that comes in, `fail(problem)` where the camera is refused. */
 export function watchForPhotos(take, fail) {
@@ -61,11 +124,8 @@ export function watchForPhotos(take, fail) {
   const over = (is) => document.body.classList.toggle("over", is);
   document.addEventListener("dragover", (event) => { event.preventDefault(); over(true); });
   document.addEventListener("dragleave", (event) => event.relatedTarget === null && over(false));
-  document.addEventListener("drop", (event) => {
-    event.preventDefault();
-    over(false);
-    if (event.dataTransfer.files[0]) take(event.dataTransfer.files[0]);
-  });
+  document.addEventListener("drop", () => over(false));
+  onDrop(document, take);
   watchCamera(take, fail);
 }
 
@@ -75,8 +135,8 @@ function watchCamera(take, fail) {
     try {
       video.srcObject = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment", width: 1920 } });
       dialog.showModal();
-    } catch {
-      fail(new Problem(t("cameraRefused")));
+    } catch (error) {
+      fail(new Problem(t(REFUSALS[error.name] ?? "cameraRefused")));
     }
   });
   $("snap").addEventListener("click", async () => {
@@ -88,3 +148,9 @@ function watchCamera(take, fail) {
   $("camera-close").addEventListener("click", () => dialog.close());
   dialog.addEventListener("close", () => video.srcObject?.getTracks().forEach((track) => track.stop()));
 }
+
+const REFUSALS = {
+  NotFoundError: "cameraMissing",
+  NotReadableError: "cameraBusy",
+  TypeError: "cameraInsecure", // without HTTPS a browser has no camera to ask for, but on the machine itself
+};

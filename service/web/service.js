@@ -1,15 +1,23 @@
 // The HTTP contract, as far as the page needs it.
 
-import { t } from "/web/strings.js";
+import { said, t } from "/web/strings.js";
 
-const POLL_MS = 700;
+const POLL_MS = 1500;
+const LISTENERS = 2; // streams at once: a browser has six connections to a server, and pictures need some
+const FINISHED = ["succeeded", "failed", "cancelled", "expired"];
+let listening = 0;
 
-/** `message` is for people; `code` is the contract's; `retryAfter` (s) only where the server said when to come back. */
+/** `message` is for people; `status` and `code` are the answer's; `retryAfter` (s) only where the server said when to
+ *  come back. Without a `status` there was no answer. */
 export class Problem extends Error {
-  constructor(message, { code = null, retryAfter = null } = {}) {
+  constructor(message, { status = null, code = null, retryAfter = null } = {}) {
     super(message);
-    this.code = code;
-    this.retryAfter = retryAfter;
+    Object.assign(this, { status, code, retryAfter });
+  }
+
+  /** Whether it may be over by itself. */
+  get passes() {
+    return this.status === null || this.status === 503;
   }
 }
 
@@ -19,24 +27,93 @@ export async function loadStyles() {
 
 /** `order`: image (Blob), fields (an object), mask (Blob or null). Gives {blob, style}. What is so large that it is a job
  *  is waited for; `progress(share)` hears of it. */
-export async function stylise({ image, fields, mask }, signal, progress = () => {}) {
-  const body = new FormData();
-  body.append("image", image, "photo");
-  for (const [name, value] of Object.entries(fields)) body.append(name, value);
-  if (mask) body.append("mask", mask, "mask.png");
-  const response = await ask("/stylize", { method: "POST", body, signal });
-  if (response.status === 202) return finished(await response.json(), progress);
-  return { blob: await response.blob(), style: response.headers.get("X-Style") };
+export async function stylise(order, signal, progress = () => {}) {
+  const response = await ask("/stylize", { method: "POST", body: form(order), signal });
+  if (response.status !== 202) return { blob: await response.blob(), style: response.headers.get("X-Style") };
+  const job = await follow((await response.json()).id, { progress: (told) => progress(told.progress) }, signal);
+  if (job.status !== "succeeded") throw new Problem(job.error ? said(job.error) : t("jobEnded"));
+  return { blob: await (await ask(job.links.result, { signal })).blob(), style: job.parameters.style };
 }
 
-async function finished(job, progress) {
-  while (job.status === "queued" || job.status === "running") {
-    await new Promise((resolve) => setTimeout(resolve, POLL_MS));
-    job = await (await ask(job.links.self)).json();
-    progress(job.progress);
+/** Order an optimisation: `files` are image, and style_image or none, mask or none. Gives the job. Asked again once
+ *  where no answer came: with its key, an order that had arrived is not taken twice. */
+export async function optimise(order) {
+  const options = { method: "POST", body: form(order), headers: { "Idempotency-Key": unguessable() } };
+  const response = await ask("/gatys", options).catch((error) => {
+    if (error.status !== null) throw error;
+    return ask("/gatys", options);
+  });
+  return response.json();
+}
+
+export const cancel = (id) => ask(`/jobs/${id}`, { method: "DELETE" });
+export const resultOf = async (id) => (await ask(`/jobs/${id}/result`)).blob();
+export const isFinished = (job) => FINISHED.includes(job.status);
+
+/** Follow a job to its end, over lost connections and restarts of the service; gives the job as it was left. `hear` may
+ *  have `job(job)`, `progress(event)`, `preview(event)`, and `trouble(problem)`, which is null when it is over.
+ *  Raises Problem where the server knows no such job. */
+export async function follow(id, hear, signal) {
+  let last = 0;
+  for (;;) {
+    try {
+      const job = await (await ask(`/jobs/${id}`, { signal })).json();
+      hear.trouble?.(null);
+      hear.job?.(job);
+      if (job.status === "expired") return job;
+      if (isFinished(job) || (job.status === "running" && listening < LISTENERS)) {
+        const before = last;
+        last = await listen(id, last, hear, signal);
+        if (isFinished(job)) return job;
+        if (last !== before) continue; // the stream has ended: so has the job, most likely
+      }
+    } catch (error) {
+      if (signal?.aborted || error.passes === false) throw error;
+      hear.trouble?.(error);
+    }
+    await pause(POLL_MS, signal);
   }
-  if (job.status !== "succeeded") throw new Problem(job.error?.detail ?? t("jobEnded", { status: job.status }));
-  return { blob: await (await ask(job.links.result)).blob(), style: job.parameters.style };
+}
+
+/** Hear a job's events after `last`, to the end of the stream; gives the id of the newest. */
+async function listen(id, last, hear, signal) {
+  listening += 1;
+  try {
+    const response = await ask(`/jobs/${id}/events`, { headers: { "Last-Event-ID": last }, signal });
+    for await (const event of events(response.body)) {
+      last = event.id;
+      hear[event.type]?.(event.data);
+    }
+  } catch (error) {
+    if (error instanceof Problem || signal?.aborted) throw error;
+    hear.trouble?.(new Problem(t("unreachable"))); // in the middle of a stream
+  } finally {
+    listening -= 1;
+  }
+  return last;
+}
+
+/** Server-Sent Events as {id, type, data}. */
+async function* events(stream) {
+  const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    const blocks = (rest + value).split("\n\n");
+    rest = blocks.pop();
+    for (const block of blocks) {
+      const lines = Object.fromEntries(block.split("\n").map((line) => line.split(/: (.*)/s)));
+      if (lines.data) yield { id: Number(lines.id), type: lines.event, data: JSON.parse(lines.data) };
+    }
+  }
+}
+
+function form({ fields, ...files }) {
+  const body = new FormData();
+  for (const [name, file] of Object.entries(files)) if (file) body.append(name, file, name);
+  for (const [name, value] of Object.entries(fields)) if (value !== "") body.append(name, value);
+  return body;
 }
 
 async function ask(path, options) {
@@ -50,5 +127,13 @@ async function ask(path, options) {
   if (response.ok) return response;
   const problem = await response.json().catch(() => ({}));
   const retryAfter = Number(response.headers.get("Retry-After")) || null;
-  throw new Problem(problem.detail ?? t("answered", { status: response.status }), { code: problem.code, retryAfter });
+  const { status } = response;
+  throw new Problem(problem.detail ? said(problem) : t("answered", { status }), { status, code: problem.code, retryAfter });
 }
+
+const pause = (ms, signal) => new Promise((resolve, reject) => {
+  setTimeout(resolve, ms);
+  signal?.addEventListener("abort", () => reject(signal.reason), { once: true });
+});
+
+const unguessable = () => [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16)).join("-");

@@ -87,6 +87,11 @@ class Service:
         self.http = httpx.Client(base_url=greeting.split()[-1], timeout=PATIENCE_S)
         wait_for(lambda: self.http.get("/readyz").status_code == 200)
 
+    def restart_at(self, port: int | None) -> None:
+        """At the address that its clients know."""
+        self._variables["STYLIZE_PORT"] = str(port)
+        self.start()
+
     def kill(self) -> None:
         """As the kernel does it."""
         self._end(signal.SIGKILL)

@@ -36,12 +36,23 @@ MAY_IMPORT: dict[str, set[str]] = {
         "service.animations",
         "service.schemas", "service.models", "service.images", "service.colour", "service.masks", "service.errors",
     },
-    "service.client": {"service.schemas", "service.images", "service.colour", "service.errors"},
+    "service.client": {
+        "service.schemas", "service.orders", "service.jobs.job", "service.jobs.parameters", "service.images",
+        "service.colour", "service.errors",
+    },
     "service.local": {
         "service.animations",
         "service.client", "service.painting", "service.schemas", "service.models", "service.images", "service.errors",
     },
-    "service.cli": {"service.client", "service.local", "service.images", "service.colour", "service.errors"},
+    "service.terminal": {"service.images"},
+    "service.cli": {
+        "service.cli_gatys", "service.client", "service.local", "service.terminal", "service.images", "service.colour",
+        "service.errors",
+    },
+    "service.cli_gatys": {
+        "service.client", "service.terminal", "service.jobs.job", "service.jobs.parameters", "service.images",
+        "service.colour",
+    },
     "service.middleware": {
         "service.logs", "service.schemas", "service.metrics", "service.tracing", "service.errors",
     },

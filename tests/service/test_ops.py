@@ -10,6 +10,7 @@ from service.app import create_app
 from service.models.store import ModelStore
 from service.settings import Settings
 from tests.service.conftest import ClientFactory, wait_until_loaded
+from tests.service.pictures import encoded, gradient
 from tests.service.toy import write_conditional, write_store
 
 
@@ -70,7 +71,22 @@ def test_a_preview_has_a_strong_etag(client: TestClient) -> None:
     assert client.get("/styles/red/preview", headers={"If-None-Match": '"other"'}).status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/styles/nobody", "/styles/nobody/preview", "/styles/photo"])
+def test_a_shipped_painting_is_linked_and_served(tmp_path: Path, start: ClientFactory) -> None:
+    painting = encoded(gradient(30, 20))
+    write_conditional(tmp_path, "plain")
+    write_conditional(tmp_path, "rich", paintings={"red": painting})
+    client = start(model_store=tmp_path)
+    links = client.get("/styles/red").json()["links"]
+    answer = client.get(links["painting"])
+    assert (answer.content, answer.headers["content-type"]) == (painting, "image/png")
+    assert client.get(links["painting"], headers={"If-None-Match": answer.headers["etag"]}).status_code == 304
+    assert "painting" not in client.get("/styles/green").json()["links"]
+    assert client.get("/styles/green/painting").json()["code"] == "not_found"
+
+
+@pytest.mark.parametrize(
+    "path", ["/styles/nobody", "/styles/nobody/preview", "/styles/nobody/painting", "/styles/photo"]
+)
 def test_an_unknown_style_is_404(client: TestClient, path: str) -> None:
     assert client.get(path).json()["code"] == "unknown_style"
 

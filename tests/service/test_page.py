@@ -5,70 +5,66 @@ Skipped, and counted as skipped, where there is no Chromium: ``apt-get install c
 
 import re
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
+import httpx2 as httpx
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
+from tests.service.chromium import NEEDS_CHROMIUM, PATIENCE_MS, browser, complaints, opened
+from tests.service.live import live
 from tests.service.pictures import encoded, gradient
 from tests.service.test_process import serving, wait_until_ready
-from tests.service.toy import VECTORS, toy_stylized, write_store
+from tests.service.toy import VECTORS, toy_stylized, write_conditional, write_store
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium, to test the page"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-]
-FLAGS = [
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--use-fake-device-for-media-stream",
-]
-PATIENCE_MS = 60_000
+__all__ = ["browser"]
+pytestmark = NEEDS_CHROMIUM
 PHOTO = gradient(600, 400)
+Theme = Literal["light", "dark"]
+HAND_OVER = """([way, place, bytes]) => {
+    const transfer = new DataTransfer();
+    transfer.items.add(new File([new Uint8Array(bytes)], "photo.png", { type: "image/png" }));
+    const event = way === "pasted"
+        ? new ClipboardEvent("paste", { clipboardData: transfer, bubbles: true })
+        : new DragEvent("drop", { dataTransfer: transfer, bubbles: true, cancelable: true });
+    document.querySelector(place).dispatchEvent(event);
+}"""  # as a user's hand does it
+CORNERS = """(selector) => {
+    const image = document.querySelector(selector), canvas = document.createElement("canvas");
+    const [width, height] = [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
+    const context = canvas.getContext("2d");
+    context.drawImage(image, 0, 0);
+    const at = (x, y) => [...context.getImageData(x, y, 1, 1).data].slice(0, 3);
+    return [at(3, 3), at(width - 4, 3), at(3, height - 4), at(width - 4, height - 4)];
+}"""
+OVERHEAR = """(field) => {
+    window.heard = [];
+    const append = FormData.prototype.append;
+    FormData.prototype.append = function (name, ...value) {
+        if (name === field) window.heard.push(value[0]);
+        append.call(this, name, ...value);
+    };
+}"""  # what is sent in a field: a browser does not show bodies with files in them
 
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     store, data = write_store(tmp_path_factory.mktemp("store")), tmp_path_factory.mktemp("data")
+    write_conditional(store, "fast")
     with serving(STYLIZE_MODEL_STORE=str(store), STYLIZE_DATA_DIR=str(data)) as (url, _):
         wait_until_ready(url)
         yield url
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS, timeout=PATIENCE_MS)
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
 def page(browser: Browser, url: str) -> Iterator[Page]:
-    """The page with its styles there. Whatever it throws, and whatever it loads from elsewhere, fails the test."""
-    context = browser.new_context(viewport={"width": 1200, "height": 800}, accept_downloads=True, locale="en-GB")
-    page = context.new_page()
-    page.set_default_timeout(PATIENCE_MS)
-    thrown: list[object] = []
-    asked: list[str] = []
-    page.on("pageerror", lambda error: thrown.append(error))
-    page.on("request", lambda request: asked.append(request.url))
-    page.goto(url)
-    page.wait_for_selector(".card")
-    yield page
-    context.close()
-    assert not thrown
-    assert all(address.startswith((url, "data:", "blob:")) for address in asked)
+    with opened(browser, url) as page:
+        yield page
 
 
 @pytest.fixture
@@ -222,6 +218,179 @@ def test_it_fits_a_narrow_screen(page: Page, photo: Path, width: int) -> None:
     page.set_input_files("#file", photo)
     said(page, " · ")
     assert page.evaluate("() => document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.parametrize("way", ["pasted", "dropped"])
+def test_a_photo_is_pasted_or_dropped(page: Page, photo: Path, way: str) -> None:
+    page.evaluate(HAND_OVER, [way, "#stage", list(photo.read_bytes())])
+    said(page, " · ")
+
+
+def test_a_painting_that_is_dropped_on_its_place_is_no_photo(page: Page, photo: Path) -> None:
+    page.evaluate(HAND_OVER, ["dropped", "#painting-drop", list(photo.read_bytes())])
+    expect(page.locator("#painting")).to_be_visible(timeout=PATIENCE_MS)
+    expect(page.locator("#stage")).to_be_hidden()
+
+
+def test_a_photo_is_taken_with_the_camera(browser: Browser, url: str) -> None:
+    with opened(browser, url, permissions=["camera"]) as page:
+        page.get_by_role("button", name="Camera").click()
+        dialog = page.get_by_role("dialog")
+        expect(dialog).to_be_visible(timeout=PATIENCE_MS)
+        page.wait_for_timeout(500)  # the first frames
+        assert complaints(page) == []
+        dialog.get_by_role("button", name="Take the photo").click()
+        said(page, " · ")
+
+
+def test_a_photo_is_upright_as_its_camera_says(page: Page, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned
+    upright = gradient(1200, 1800)
+    turned = np.rot90(upright)
+    (tmp_path / "turned.jpg").write_bytes(encoded(turned, "JPEG", quality=95, exif=exif))
+    page.set_input_files("#file", tmp_path / "turned.jpg")
+    said(page, " · ")
+    shown = np.array(page.evaluate(CORNERS, "#before"))
+    small = upright[[5, 5, -6, -6], [5, -6, 5, -6]]
+    assert np.abs(shown - small).max() < 12, shown
+
+
+def test_the_fast_network_can_be_chosen_where_there_is_one(page: Page, photo: Path) -> None:
+    page.set_input_files("#file", photo)
+    only(page, "red")
+    said(page, "Red")
+    with page.expect_response("**/stylize") as answer:
+        page.get_by_label("Network").select_option("fast")
+    assert answer.value.headers["x-model"] == "fast@1"
+    page.locator(".card [value=ink]").check(force=True)  # which it has not
+    only(page, "ink")
+    expect(page.get_by_label("Network")).to_have_value("")
+    said(page, "Ink")
+
+
+def test_strokes_take_the_same_part_of_every_size(page: Page, tmp_path: Path) -> None:
+    (tmp_path / "photo.png").write_bytes(encoded(gradient(1536, 1024)))
+    page.set_input_files("#file", tmp_path / "photo.png")
+    said(page, " · ")
+    page.evaluate(OVERHEAR, "stroke")
+    page.get_by_label("huge").check()
+    page.wait_for_timeout(3000)
+    said(page, " · ")
+    saved(page, tmp_path)
+    assert page.evaluate("() => window.heard") == [1.75, 4, 6]  # for 448, 1024 and 1536 px
+
+
+def test_a_photo_too_large_to_send_is_painted_from_a_copy_and_said_before(page: Page, tmp_path: Path) -> None:
+    huge = Image.linear_gradient("L").resize((16384, 12288))  # 201 megapixels
+    huge.save(tmp_path / "huge.jpg", quality=50)
+    sent: list[int] = []
+    page.on("requestfinished", lambda request: sent.append(request.sizes()["requestBodySize"]))
+    page.set_input_files("#file", tmp_path / "huge.jpg")
+    said(page, " · ")
+    expect(page.locator("#photo-note")).to_contain_text("201 megapixels", timeout=PATIENCE_MS)
+    assert saved(page, tmp_path).shape[:2] == (1536, 2048)
+    said(page, re.compile("2048 . 1536 pixels. The server does not paint this photo any larger"))
+    assert max(sent) < 1_000_000
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_nothing_serious_in_any_state(browser: Browser, url: str, photo: Path, theme: Theme) -> None:
+    with opened(browser, url, color_scheme=theme, reduced_motion="reduce") as page:
+        assert complaints(page) == []
+        page.set_input_files("#file", photo)
+        only(page, "red")
+        page.locator(".card [value=green]").check(force=True)
+        said(page, "%")
+        assert complaints(page) == []
+        page.get_by_role("button", name="Brush").click()
+        page.get_by_text("More", exact=True).click()
+        assert complaints(page) == []
+        page.get_by_role("button", name="Start").click()  # without a painting
+        page.route("**/stylize", lambda route: route.abort())
+        page.get_by_label("Strength").fill("10")
+        said(page, "does not answer")
+        assert complaints(page) == []
+        page.get_by_label("Language").select_option("zh")
+        page.set_viewport_size({"width": 390, "height": 800})
+        assert complaints(page) == []
+        assert page.evaluate("() => getComputedStyle(document.querySelector('#result')).transitionDuration") == "0s"
+
+
+def test_all_of_it_is_done_by_the_keyboard_alone(page: Page, photo: Path) -> None:
+    page.locator("#file").focus()  # a browser's own dialog follows, which no script can open
+    page.set_input_files("#file", photo)
+    said(page, " · ")
+    reached = []
+    page.locator("#language").focus()
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        reached.append(
+            page.evaluate("() => { const at = document.activeElement; return at.id || at.name || at.value; }")
+        )
+        if reached[-1] == "start":
+            break
+        if reached[-1] in ("foreign", "green"):  # one that is chosen, and another
+            page.keyboard.press("Space")
+    wanted = [
+        "handle",
+        "download",
+        "another",
+        "green",
+        "strength",
+        "stroke",
+        "color",
+        "model",
+        "brush",
+        "painting-file",
+    ]
+    assert [name for name in reached if name in wanted] == wanted
+    said(page, "Green")
+    page.keyboard.press("Enter")
+    expect(page.locator("#order-status")).to_contain_text("Choose a painting first", timeout=PATIENCE_MS)
+
+
+def test_a_style_that_is_gone_is_said_and_the_gallery_is_drawn_anew(
+    browser: Browser, photo: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    write_conditional(store)
+    with (
+        live(STYLIZE_MODEL_STORE=str(store), STYLIZE_DATA_DIR=str(tmp_path / "data")) as service,
+        opened(browser, service.url) as page,
+    ):
+        page.set_input_files("#file", photo)
+        only(page, "red")
+        page.locator(".card [value=green]").check(force=True)
+        said(page, "%")
+        shutil.rmtree(store)
+        write_conditional(store, vectors={name: VECTORS[name] for name in ("photo", "green", "negative")})
+        service.process.send_signal(signal.SIGHUP)
+        page.wait_for_timeout(300)
+        while any(style["name"] == "red" for style in httpx.get(f"{service.url}/styles").json()["styles"]):
+            page.wait_for_timeout(50)
+        page.get_by_label("Strength").fill("60")
+        expect(page.locator("#gallery-status")).to_contain_text("No longer there: Red", timeout=PATIENCE_MS)
+        expect(page.locator(".card")).to_have_count(2)
+        said(page, re.compile("^Green · "))
+
+
+def test_a_server_that_goes_while_one_slides_is_said_and_found_again(
+    browser: Browser, photo: Path, tmp_path: Path
+) -> None:
+    store = write_store(tmp_path / "store")
+    variables = {"STYLIZE_MODEL_STORE": str(store), "STYLIZE_DATA_DIR": str(tmp_path / "data")}
+    with live(**variables) as service, opened(browser, service.url) as page:
+        page.set_input_files("#file", photo)
+        said(page, " · ")
+        service.process.kill()
+        service.process.wait()
+        for value in range(10, 60, 10):
+            page.get_by_label("Strength").fill(str(value))
+        said(page, "does not answer")
+        with live(**variables, STYLIZE_PORT=str(service.address[1])):
+            page.get_by_role("button", name="Try again").click()
+            said(page, " · ")
 
 
 def test_every_control_has_a_name(page: Page, photo: Path) -> None:
