@@ -1,4 +1,4 @@
-"""python -m export train | publish | evaluate | add-style | to-onnx | verify | fetch."""
+"""python -m export train | publish | tile | evaluate | add-style | to-onnx | verify | fetch."""
 
 from __future__ import annotations
 
@@ -135,6 +135,13 @@ def _publish(options: argparse.Namespace) -> None:
     print(f"{card.label}: {len(card.styles)} styles, in {options.model}")
 
 
+def _tile(options: argparse.Namespace) -> None:
+    from export.publish import add_tiling
+
+    card = add_tiling(options.model, options.preview_photo)
+    print(f"{card.label} takes large pictures in tiles")
+
+
 def _evaluate(options: argparse.Namespace) -> None:
     from export import evaluate
     from export.data import read_paintings
@@ -246,6 +253,10 @@ def _parser() -> argparse.ArgumentParser:
     publish.add_argument("--description", default="")
     publish.add_argument("--licence", default="Apache-2.0")
     _preview_option(publish)
+
+    tile = command("tile", _tile, "Give a published model of before the graphs that large pictures need.")
+    tile.add_argument("model", type=Path, help="<store>/<model>/<version>")
+    _preview_option(tile)
 
     evaluate = command(
         "evaluate", _evaluate, "Judge a published model: its loss over Gatys' optimum, artefacts, a contact sheet."

@@ -17,11 +17,11 @@ import torch
 from PIL import Image
 
 from export.data import Painting, load_picture
-from export.to_onnx import PixelGraph, export_graph
+from export.to_onnx import FreezingGraph, FrozenGraph, PixelGraph, export_graph, load_graph
 from export.train import LOSS_NAMES, Run
-from export.verify import verify
+from export.verify import verify, verify_tiling
 from service.gatys.pictures import to_pixels
-from service.models.store import CARD, PHOTO, Card, StyleEntry, TensorSpec, file_sha256
+from service.models.store import CARD, PHOTO, Card, ModelStore, StyleEntry, TensorSpec, Tiling, file_sha256
 
 GRAPH = "model.onnx"
 PREVIEW_SIDE_PX = 512
@@ -58,6 +58,7 @@ def publish(
             write_preview(folder, painting.name, graph, photo, vectors[slot] if conditional else None)
             entries.append(style_entry(painting, run.config["painting_side"], vector, ship(folder, painting)))
         photo_vector = None if run.photo_vector is None else write_vector(folder, PHOTO, run.photo_vector.numpy())
+        tiling = write_tiling(folder, graph, photo, vectors[0]) if conditional else None
         card = Card(
             schema=1,
             name=target.parent.name,
@@ -68,6 +69,7 @@ def publish(
             licence=licence,
             created_at=now(),
             graph=GRAPH,
+            tiling=tiling,
             inputs=(TensorSpec(name="image", dtype="uint8", shape=PIXELS),)
             + ((TensorSpec(name="style", dtype="float32", shape=("N", vectors.shape[1])),) if conditional else ()),
             outputs=(TensorSpec(name="stylized", dtype="uint8", shape=PIXELS),),
@@ -79,6 +81,29 @@ def publish(
         )
         write_card(folder, card)
     return card
+
+
+def add_tiling(model: Path, photo: Path) -> Card:
+    """Gives a published model the graphs of large pictures, tried on a photo. Raises GraphDiffers, ValueError."""
+    stored = ModelStore(model.parent.parent).load(model)
+    if stored.card.graph is None or stored.card.kind != "conditional":
+        raise ValueError(f"{stored.card.label} has no network that takes a style")
+    row = next(iter(stored.vectors.values()))
+    tiling = write_tiling(model, load_graph(model / stored.card.graph), preview_picture(photo), row)
+    added = {name: file_sha256(model / name) for name in (tiling.freezing, tiling.frozen)}
+    card = stored.card.model_copy(update={"tiling": tiling, "files": stored.card.files | added})
+    write_card(model, Card.model_validate(card.model_dump(by_alias=True)))
+    return card
+
+
+def write_tiling(folder: Path, graph: PixelGraph, photo: np.ndarray, row: np.ndarray) -> Tiling:
+    """Writes the two graphs of large pictures beside a model's own; with the statistics of the photo uint8 (H, W, 3)
+    itself they must give what `graph` gives. Raises GraphDiffers."""
+    tiling = Tiling(freezing="freezing.onnx", frozen="frozen.onnx", radius_px=graph.transformer.config.radius)
+    export_graph(FreezingGraph(graph.transformer), folder / tiling.freezing)
+    export_graph(FrozenGraph(graph.transformer), folder / tiling.frozen)
+    verify_tiling(graph, folder / tiling.freezing, folder / tiling.frozen, photo, row)
+    return tiling
 
 
 @contextlib.contextmanager

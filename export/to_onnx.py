@@ -7,6 +7,7 @@ import logging
 import math
 import warnings
 from pathlib import Path
+from typing import Self
 
 import onnx
 import torch
@@ -26,6 +27,8 @@ class PixelGraph(nn.Module):
     A classic network's one style is built in: its norms become plain affine InstanceNormalization nodes.
     """
 
+    output = "stylized"
+
     def __init__(self, transformer: Transformer, vector: Tensor | None = None) -> None:
         super().__init__()
         self.transformer = transformer
@@ -33,20 +36,50 @@ class PixelGraph(nn.Module):
 
     def forward(self, image: Tensor, style: Tensor | None = None) -> Tensor:
         """image uint8 (N, H, W, 3), style (N, D) float32 unless built in -> stylised uint8 (N, H, W, 3)."""
-        height, width = image.shape[1:3]
-        photos = image.permute(0, 3, 1, 2).float() / 255  # (N, 3, H, W)
-        below, right = _padding(height), _padding(width)
-        photos = F.pad(photos, (0, right, 0, below), mode="replicate")
-        stylised = self.transformer(photos, self.vector if style is None else style)[:, :, :height, :width]
-        pixels: Tensor = (stylised * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
-        return pixels
+        return _pixels(self.transformer(_photos(image), self._style(style)), image)
 
-    def deployed(self) -> PixelGraph:
+    def _style(self, style: Tensor | None) -> Tensor:
+        chosen = self.vector if style is None else style
+        assert chosen is not None
+        return chosen
+
+    def deployed(self) -> Self:
         """An equal graph with the cheaper up-sampling: what is exported, while this one is what was trained."""
         copied = copy.deepcopy(self)
         up = [SubpixelConv(conv) for conv in copied.transformer.up if isinstance(conv, UpConv)]
         copied.transformer.up = nn.ModuleList(up)
         return copied
+
+
+class FreezingGraph(PixelGraph):
+    """From pixels to the style with their statistics in it: the first half of a tiled picture."""
+
+    output = "frozen"
+
+    def forward(self, image: Tensor, style: Tensor | None = None) -> Tensor:
+        """image uint8 (N, H, W, 3), style (N, D) float32 -> frozen style (N, D)."""
+        return self.transformer.freeze(_photos(image), self._style(style))
+
+
+class FrozenGraph(PixelGraph):
+    """A `PixelGraph` whose style is a frozen one, so that tiles have no seams: the other half."""
+
+    def forward(self, image: Tensor, style: Tensor | None = None) -> Tensor:
+        """image uint8 (N, H, W, 3), frozen style (N, D) float32 -> stylised uint8 (N, H, W, 3)."""
+        return _pixels(self.transformer.frozen(_photos(image), self._style(style)), image)
+
+
+def _photos(image: Tensor) -> Tensor:
+    """uint8 (N, H, W, 3) -> (N, 3, H', W'), 0-1, its sides padded to what the network takes."""
+    height, width = image.shape[1:3]
+    photos = image.permute(0, 3, 1, 2).float() / 255
+    return F.pad(photos, (0, _padding(width), 0, _padding(height)), mode="replicate")
+
+
+def _pixels(stylised: Tensor, image: Tensor) -> Tensor:
+    """(N, 3, H', W') -> uint8 (N, H, W, 3), as large as the image."""
+    height, width = image.shape[1:3]
+    return (stylised[:, :, :height, :width] * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 
 def _padding(side: int) -> int:
@@ -71,7 +104,7 @@ def export_graph(graph: PixelGraph, path: Path) -> None:
             example,
             path,
             input_names=names,
-            output_names=["stylized"],
+            output_names=[graph.output],
             opset_version=OPSET,
             dynamic_shapes=tuple(shapes),
             dynamo=True,

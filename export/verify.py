@@ -69,3 +69,18 @@ def verify(
             f"{path.name} differs from torch by {worst.largest}/255 at {worst.shape}, more than {TOLERANCE}/255"
         )
     return comparisons
+
+
+def verify_tiling(graph: PixelGraph, freezing: Path, frozen: Path, photo: np.ndarray, row: np.ndarray) -> None:
+    """Do the two graphs of large pictures, one after the other, give torch's pixels for a photo uint8 (H, W, 3) that
+    is its own thumbnail, in the style of row (D,)? Raises GraphDiffers above 1/255."""
+    first, second = (
+        onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]) for path in (freezing, frozen)
+    )
+    (statistics,) = first.run(None, {"image": photo[None], "style": row[None]})
+    (found,) = second.run(None, {"image": photo[None], "style": statistics})
+    with torch.no_grad():
+        wanted = graph(torch.from_numpy(photo)[None], torch.from_numpy(row)[None]).numpy()
+    largest = int(np.abs(found.astype(np.int16) - wanted).max())
+    if largest > TOLERANCE:
+        raise GraphDiffers(f"{frozen.name} differs from torch by {largest}/255, more than {TOLERANCE}/255")

@@ -17,6 +17,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from service import __version__
+from service.animations import AnimationLimits
 from service.batching import Admission, Batcher
 from service.engine import Engine
 from service.errors import ClientGone, ConfigurationError, Internal, MethodNotAllowed, NotFound, ServiceError
@@ -39,6 +40,8 @@ from service.routes.upload import UploadLimits
 from service.settings import Settings
 from service.tracing import Tracer
 
+FILM_PIXELS = 4  # times the pixels of the largest photo: all frames of an animation, which are decoded one by one
+
 
 def create_app(settings: Settings, tracer: Tracer | None = None) -> FastAPI:
     """The service. Its models load once its lifespan has begun; until then, and while they do, it is not ready.
@@ -56,8 +59,6 @@ def create_app(settings: Settings, tracer: Tracer | None = None) -> FastAPI:
     batcher = Batcher(admission, inference, metrics, settings.max_batch_pixels, settings.max_wait_ms)
     gpu_mem_limit_bytes = settings.gpu_mem_limit_bytes
     engine = Engine(store, settings.provider, threads, admission, batcher, inference, metrics, gpu_mem_limit_bytes)
-    pictures = PictureLimits(settings.max_pixels, settings.max_side)
-    stylizer = Stylizer(engine, admission, codec, metrics, pictures)
 
     webhooks = _webhooks(settings)
     crew = Crew(
@@ -67,11 +68,15 @@ def create_app(settings: Settings, tracer: Tracer | None = None) -> FastAPI:
         settings.result_ttl_s,
         settings.data_dir.absolute(),
         settings.model_store.absolute(),
+        settings.provider,
     )
     kept = Limits(max_queued=settings.max_jobs, result_ttl_s=settings.result_ttl_s)
     supervisor = Supervisor(
         lambda: EmbeddedQueue(crew.data_dir, kept, owner=True), crew, metrics, webhooks, engine.ending
     )
+    animations = AnimationLimits(settings.max_frames, FILM_PIXELS * settings.max_pixels)
+    pictures = PictureLimits(settings.max_pixels, settings.max_side, settings.sync_max_pixels, animations)
+    stylizer = Stylizer(engine, admission, codec, metrics, pictures, supervisor)
     job_limits = JobLimits(settings.max_pixels, settings.max_side, settings.max_iterations)
     desk = OrderDesk(engine, settings.model_store, webhooks, codec, job_limits)
     uploads = UploadLimits(settings.max_upload_bytes, settings.upload_timeout_s)

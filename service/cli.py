@@ -8,21 +8,22 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 from service import __version__
-from service.client import Client, ClientError, Order, Refused, Stylized, Unreachable
+from service.client import Client, ClientError, OnProgress, Order, Refused, Stylized, Unreachable
 from service.colour import PreserveColor
 from service.errors import ConfigurationError, ModelRefused
-from service.images import FORMATS, Format
+from service.images import AnyFormat
 from service.local import Local
 
-SUFFIXES: dict[str, Format] = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".webp": "webp"}
+SUFFIXES: dict[str, AnyFormat] = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".webp": "webp", ".gif": "gif"}
 DONE, SOME_FAILED, WRONG_USE, NO_SERVICE = range(4)
 BAR = 24
 
-Fill = Callable[[Order], Stylized]
+Fill = Callable[[Order, OnProgress], Stylized]
 
 
 class WrongUse(Exception):
@@ -55,18 +56,24 @@ def _parser() -> argparse.ArgumentParser:
         epilog="exit status: 0 every picture was made, 1 some were not, 2 a wrong command line, 3 no server or models",
     )
     add: Any = parser.add_argument
-    add("photos", nargs="*", metavar="PHOTO", help="a JPEG, PNG or WebP file, a folder of them, or a pattern ('*.jpg')")
+    add(
+        "photos",
+        nargs="*",
+        metavar="PHOTO",
+        help="a JPEG, PNG, WebP or GIF file, a folder of them, or a pattern ('*.jpg')",
+    )
     add("-s", "--style", metavar="MIX", help="a style, or a mix: starry_night:0.7,great_wave:0.3")
     add("-o", "--output", type=Path, help="a file for one photo, a folder for several; default: beside each photo")
     add("-l", "--list", action="store_true", help="list the styles and stop")
     add("--strength", type=float, help="0 gives the photo back, 1 is the full style (default 1)")
     add("--preserve-color", choices=get_args(PreserveColor), help="luminance or histogram: keep the photo's colours")
+    add("--stroke", type=float, help="1 to 16: strokes so many times as large (default: as in a preview of 1024 px)")
     add("--max-side", type=int, help="longest side of the result, in pixels; never enlarges (default 2048)")
     add("--mask", type=Path, help="a greyscale picture: white is painted, black stays photo")
     add("--masks", type=Path, help="an indexed PNG: a style for each palette index")
     add("--mask-styles", metavar="MIX", help="with --masks, instead of --style: 1:starry_night,2:great_wave")
     add("--model", help="a model by name (default: the first that has the styles)")
-    add("--format", choices=FORMATS, help="default: what the output's name says, else the photo's own")
+    add("--format", choices=get_args(AnyFormat), help="default: what the output's name says, else the photo's own")
     add("--quality", type=int, help="1 to 100, for JPEG and WebP (default 90)")
     add("--server", metavar="URL", help="use this server instead of the models here")
     store = Path(__file__).parent.parent / "model_store"
@@ -113,7 +120,7 @@ def _photos(given: str) -> list[Path]:
     found = path.iterdir() if path.is_dir() else map(Path, glob.glob(given, recursive=True))
     photos = sorted(photo for photo in found if photo.suffix.lower() in SUFFIXES and photo.is_file())
     if not photos:
-        raise WrongUse(f"{given}: no photo (JPEG, PNG or WebP) is there")
+        raise WrongUse(f"{given}: no photo (JPEG, PNG, WebP or GIF) is there")
     return photos
 
 
@@ -121,7 +128,8 @@ def _paint(fill: Fill, plan: list[tuple[Path, Path | None]], options: argparse.N
     mask, masks = (_read(path) if path else None for path in (options.mask, options.masks))
     failed = 0
     for done, (photo, target) in enumerate(plan):
-        _progress(done, len(plan), photo.name, options.quiet)
+        show = partial(_progress, done, len(plan), photo.name, options.quiet)
+        show(0.0)
         named = SUFFIXES.get(target.suffix.lower()) if target and len(plan) == 1 else None
         try:
             order = Order(
@@ -129,6 +137,7 @@ def _paint(fill: Fill, plan: list[tuple[Path, Path | None]], options: argparse.N
                 style=options.style,
                 strength=options.strength,
                 preserve_color=options.preserve_color,
+                stroke=options.stroke,
                 max_side=options.max_side,
                 model=options.model,
                 format=options.format or named,
@@ -137,14 +146,14 @@ def _paint(fill: Fill, plan: list[tuple[Path, Path | None]], options: argparse.N
                 masks=masks,
                 mask_styles=options.mask_styles,
             )
-            path = _write(fill(order), photo, target)
+            path = _write(fill(order, show), photo, target)
         except (Refused, OSError) as error:
             failed += 1
             _say(f"{photo}: {error}")
         else:
             if not options.quiet:
                 _say(str(path))
-    _progress(len(plan), len(plan), "", options.quiet)
+    _progress(len(plan), len(plan), "", options.quiet, 0.0)
     if failed:
         _say(f"{failed} of {len(plan)} could not be made")
     return SOME_FAILED if failed else DONE
@@ -175,10 +184,11 @@ def _read(path: Path) -> bytes:
         raise WrongUse(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _progress(done: int, total: int, name: str, quiet: bool) -> None:
-    if quiet or total == 1 or not sys.stderr.isatty():
+def _progress(done: int, total: int, name: str, quiet: bool, share: float) -> None:
+    """``share`` is how much of the next picture is done: a large one has tiles to tell of."""
+    if quiet or not sys.stderr.isatty() or (total == 1 and not share):
         return
-    filled = BAR * done // total
+    filled = int(BAR * (done + share) / total)
     end = "\n" if done == total else ""
     print(f"\r\033[K{'█' * filled}{'░' * (BAR - filled)} {done}/{total} {name}", end=end, file=sys.stderr, flush=True)
 

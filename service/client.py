@@ -11,8 +11,11 @@ ClientError
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self, cast
 
@@ -20,10 +23,15 @@ import httpx2 as httpx
 
 from service.colour import PreserveColor
 from service.errors import Offence, Translation, translating
-from service.images import Format
+from service.images import AnyFormat
 from service.schemas import Style, Styles
 
 TIMEOUT_S = 120.0
+POLL_S = 0.5
+ACCEPTED = 202
+FILES = ("image", "mask", "masks")
+
+OnProgress = Callable[[float], None]  # 0 to 1
 
 
 class ClientError(Exception):
@@ -60,9 +68,10 @@ class Order:
     style: str | None = None
     strength: float | None = None
     preserve_color: PreserveColor | None = None
+    stroke: float | None = None
     max_side: int | None = None
     model: str | None = None
-    format: Format | None = None
+    format: AnyFormat | None = None
     quality: int | None = None
     mask: bytes | None = field(default=None, repr=False)
     masks: bytes | None = field(default=None, repr=False)
@@ -70,8 +79,8 @@ class Order:
 
     @property
     def fields(self) -> dict[str, str]:
-        names = ("style", "strength", "preserve_color", "max_side", "model", "format", "quality", "mask_styles")
-        return {name: str(value) for name in names if (value := getattr(self, name)) is not None}
+        values = {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.name not in FILES}
+        return {name: str(value) for name, value in values.items() if value is not None}
 
     @property
     def files(self) -> dict[str, bytes]:
@@ -81,10 +90,11 @@ class Order:
 
 @dataclass(frozen=True)
 class Stylized:
-    """A finished picture: the file's bytes, its format, the mix as applied, and ``name@version`` of the model."""
+    """A finished picture: the file's bytes, its format, the mix as applied, and ``name@version`` of the model (of a
+    job, its name; ``request_id`` is the job's id then)."""
 
     content: bytes = field(repr=False)
-    format: Format
+    format: AnyFormat
     style: str
     model: str
     request_id: str | None = None
@@ -114,8 +124,17 @@ class Client:
         """The picture painted; ``fields`` are those of Order."""
         return self.fill(Order(image, style, **fields))
 
-    def fill(self, order: Order) -> Stylized:
-        return _stylized(self._request("POST", "/stylize", **_multipart(order)))
+    def fill(self, order: Order, on_progress: OnProgress = lambda share: None) -> Stylized:
+        """The picture painted. One so large that it is a job is waited for, and ``on_progress`` told of it."""
+        response = self._request("POST", "/stylize", **_multipart(order))
+        if response.status_code != ACCEPTED:
+            return _stylized(response)
+        job = response.json()
+        while _is_going_on(job):
+            time.sleep(POLL_S)
+            job = self._request("GET", job["links"]["self"]).json()
+            on_progress(job["progress"])
+        return _finished(job, self._request("GET", job["links"]["result"]))
 
     def close(self) -> None:
         self._http.close()
@@ -155,8 +174,17 @@ class AsyncClient:
         """The picture painted; ``fields`` are those of Order."""
         return await self.fill(Order(image, style, **fields))
 
-    async def fill(self, order: Order) -> Stylized:
-        return _stylized(await self._request("POST", "/stylize", **_multipart(order)))
+    async def fill(self, order: Order, on_progress: OnProgress = lambda share: None) -> Stylized:
+        """The picture painted. One so large that it is a job is waited for, and ``on_progress`` told of it."""
+        response = await self._request("POST", "/stylize", **_multipart(order))
+        if response.status_code != ACCEPTED:
+            return _stylized(response)
+        job = response.json()
+        while _is_going_on(job):
+            await asyncio.sleep(POLL_S)
+            job = (await self._request("GET", job["links"]["self"])).json()
+            on_progress(job["progress"])
+        return _finished(job, await self._request("GET", job["links"]["result"]))
 
     async def close(self) -> None:
         await self._http.aclose()
@@ -199,8 +227,21 @@ def _checked(response: httpx.Response) -> httpx.Response:
 
 def _stylized(response: httpx.Response) -> Stylized:
     headers = response.headers
-    format = cast(Format, headers["content-type"].removeprefix("image/"))
+    format = cast(AnyFormat, headers["content-type"].removeprefix("image/"))
     return Stylized(response.content, format, headers["x-style"], headers["x-model"], headers.get("x-request-id"))
+
+
+def _is_going_on(job: Mapping[str, Any]) -> bool:
+    """Raises Refused where it will never have a result."""
+    if job["status"] in ("queued", "running", "succeeded"):
+        return bool(job["status"] != "succeeded")
+    problem = job["error"] or {"status": 410, "code": job["status"], "detail": f"the job was {job['status']}"}
+    raise Refused(problem["status"], problem["code"], problem["detail"], (), None)
+
+
+def _finished(job: Mapping[str, Any], result: httpx.Response) -> Stylized:
+    asked = job["parameters"]
+    return Stylized(result.content, asked["format"], asked["style"] or asked["mask_styles"], asked["model"], job["id"])
 
 
 def _transport(url: httpx.URL) -> Translation:

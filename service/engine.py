@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from service.batching import Admission, Batcher, Place
+from service.batching import Admission, Batcher, Network, Place
 from service.errors import ConfigurationError, ModelRefused, NotReady
 from service.metrics import Metrics, Stopwatch
-from service.models.catalog import Catalog, ServedModel
-from service.models.session import SETTLE_SIDE, Session
+from service.models.catalog import Catalog, ServedModel, served
+from service.models.session import SETTLE_SIDE
 from service.models.store import ModelStore
 from service.models.style import Pixels, Rows
 
@@ -111,9 +111,9 @@ class Engine:
             self._metrics.model_info.labels(*labels).set(1)
         self._catalog = Catalog.of(models)
 
-    async def submit(self, model: ServedModel, place: Place, image: Pixels, rows: Rows, watch: Stopwatch) -> Pixels:
-        """Run ``model`` on ``image`` (H, W, 3) for each of ``rows`` (R, D), when its turn comes: (R, H, W, 3)."""
-        return await self._batcher.submit(model, place, image, rows, watch)
+    async def submit(self, network: Network, place: Place, image: Pixels, rows: Rows, watch: Stopwatch) -> Pixels:
+        """Run ``network`` on ``image`` (H, W, 3) for each of ``rows`` (R, D), when its turn comes: (R, H, W, 3)."""
+        return await self._batcher.submit(network, place, image, rows, watch)
 
     def _load(self) -> _Loaded:
         loaded = _Loaded()
@@ -134,7 +134,7 @@ class Engine:
             stored = self._store.load(folder)
             if stored.card.kind == "features":
                 return None
-            model = ServedModel(stored, Session(stored, self._provider, self._threads, self._gpu_mem_limit_bytes))
+            model = served(stored, self._provider, self._threads, self._gpu_mem_limit_bytes)
             model.warm()
             run_started = time.perf_counter()
             model.settle()

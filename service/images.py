@@ -27,6 +27,7 @@ from service.errors import (
 )
 
 Format = Literal["jpeg", "png", "webp"]
+AnyFormat = Literal["jpeg", "png", "webp", "gif"]  # GIF is for animations alone
 FORMATS: tuple[Format, ...] = get_args(Format)
 READ_AS: dict[str, Format] = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png", "WEBP": "webp"}  # MPO: JPEGs of some phones
 ORIENTATION = 0x0112  # the EXIF tag
@@ -127,6 +128,31 @@ def _stretched(mask: Image.Image, orientation: int, size: tuple[int, int]) -> np
     if orientation in UPRIGHT:
         mask = mask.transpose(UPRIGHT[orientation])
     return np.asarray(mask if mask.size == size else mask.resize(size, Image.Resampling.BILINEAR))
+
+
+def resized(rgb: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """(H, W, 3) at ``size`` (width, height)."""
+    if size == (rgb.shape[1], rgb.shape[0]):
+        return rgb
+    return np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.LANCZOS))
+
+
+def halved_and_back(rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """(H, W, 3) without what half its size could not show. Of a part of a picture that begins at an even row this is
+    the same part of the whole's, but for a few rows at its ends."""
+    height, width = rgb.shape[:2]
+    even = np.pad(rgb, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    image = Image.fromarray(even)
+    return np.asarray(image.reduce(2).resize(image.size, Image.Resampling.BICUBIC))[:height, :width]
+
+
+def shrunk(rgb: npt.NDArray[np.uint8], max_side: int) -> npt.NDArray[np.uint8]:
+    """(H, W, 3) with its longer side at most ``max_side`` pixels."""
+    scale = max_side / max(rgb.shape[:2])
+    if scale >= 1:
+        return rgb
+    height, width = (max(1, round(side * scale)) for side in rgb.shape[:2])
+    return np.asarray(Image.fromarray(rgb).resize((width, height), Image.Resampling.BOX))
 
 
 def encode(picture: Picture, format: Format, quality: int) -> bytes:

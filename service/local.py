@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
 from typing import Literal
 
-from service.client import Order, Refused, Stylized
-from service.errors import InvalidFields, ModelRefused, ServiceError
+from service.animations import Animation, AnimationLimits, encode_film, may_be_animation, open_animation
+from service.client import OnProgress, Order, Refused, Stylized
+from service.errors import InvalidFields, ModelRefused, Offence, ServiceError
 from service.images import decode, encode, open_photo
-from service.models.catalog import Catalog, ServedModel
-from service.models.session import Session, check_provider, cpu_quota
+from service.models.catalog import Catalog, ServedModel, served
+from service.models.session import check_provider, cpu_quota
 from service.models.store import ModelStore, StyleEntry
-from service.painting import decode_masks, finished, model_for, open_mask
+from service.painting import (
+    check_film,
+    decode_masks,
+    decode_moving,
+    model_for,
+    open_mask,
+    painted,
+    painted_film,
+    stroke_of,
+)
 from service.schemas import StylizeFields
 
 MAX_PIXELS = 178_956_970  # Pillow's own alarm
 MAX_SIDE = 2048
+ANIMATION = AnimationLimits(max_frames=10_000, max_pixels=2**28)
 
 
 class Local:
@@ -30,30 +42,51 @@ class Local:
         stored = ModelStore(store).networks()
         if not stored:
             raise ModelRefused(str(store), "holds no network that can stylise")
-        self._catalog = Catalog.of([ServedModel(model, Session(model, provider, threads)) for model in stored])
+        self._catalog = Catalog.of([served(model, provider, threads) for model in stored])
 
     def styles(self) -> list[StyleEntry]:
         return list(self._catalog.styles())
 
-    def fill(self, order: Order) -> Stylized:
-        """Raises Refused, with the status and code that the server would have answered."""
+    def fill(self, order: Order, on_progress: OnProgress = lambda share: None) -> Stylized:
+        """``on_progress`` is told of a large picture's tiles. Raises Refused, with the status and code that the server
+        would have answered."""
         try:
-            return self._fill(order)
+            return self._fill(order, on_progress)
         except ServiceError as error:
             offences = error.offences if isinstance(error, InvalidFields) else ()
             raise Refused(error.status, error.code, error.detail, offences, None) from error
 
-    def _fill(self, order: Order) -> Stylized:
+    def _fill(self, order: Order, on_progress: OnProgress) -> Stylized:
         fields = StylizeFields.read(list(order.fields.items()), self._catalog, files=order.files)
         model = model_for(fields, self._catalog)
+        if may_be_animation(order.image):
+            animation = open_animation(order.image, ANIMATION)
+            if animation.frames > 1 or animation.format == "gif":
+                return self._fill_moving(order, animation, fields, model, on_progress)
+        if fields.format == "gif":
+            raise InvalidFields([Offence("format", "gif is for animations")])
         photo = open_photo(order.image, MAX_PIXELS)
         mask = open_mask(order.files, MAX_PIXELS)
         size = photo.size_within(fields.max_side or MAX_SIDE)
         picture = decode(photo, size)
         masks = decode_masks(mask, fields, size)
-        rows = model.rows(fields.mixes, fields.strength)
-        images = picture.rgb[None]
-        outputs = model.begin()(images.repeat(len(rows), axis=0), rows) if len(rows) else images
         format = fields.format or photo.format
-        content = encode(finished(model, picture, outputs, fields, masks), format, fields.quality)
+        tiles = count(1)
+        of = model.tiles(size, stroke_of(fields, size)) * len(model.rows(fields.mixes, fields.strength))
+        finished = painted(picture, fields, model, masks, lambda: on_progress(next(tiles) / of))
+        content = encode(finished, format, fields.quality)
+        return Stylized(content, format, str(fields.style or fields.mask_styles), model.card.label)
+
+    def _fill_moving(
+        self, order: Order, animation: Animation, fields: StylizeFields, model: ServedModel, on_progress: OnProgress
+    ) -> Stylized:
+        size = animation.photo.size_within(fields.max_side or MAX_SIDE)
+        check_film(fields, model, animation, size)
+        format = fields.format or animation.format
+        mask = open_mask(order.files, MAX_PIXELS)
+        film, masks = decode_moving(animation, mask, fields, size, 1 if format == "jpeg" else None)
+        done = count(1)
+        of = model.steps(film.frames, len(model.rows(fields.mixes, fields.strength)))
+        finished = painted_film(film, fields, model, masks, lambda: on_progress(next(done) / of))
+        content = encode_film(finished, format, fields.quality)
         return Stylized(content, format, str(fields.style or fields.mask_styles), model.card.label)

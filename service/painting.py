@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
+import numpy as np
+
+from service.animations import Animation, Film, decode_film, stacked
 from service.colour import keep_color
-from service.errors import InvalidFields, Offence, ServiceError
+from service.errors import InvalidFields, Offence, ServiceError, TooManyPixels
 from service.images import Photo, Picture, decode_mask, decode_regions, open_photo
 from service.masks import Mask, composed
-from service.models.catalog import Catalog, ServedModel
+from service.models.catalog import WHOLE_PIXELS, Catalog, Moving, ServedModel
 from service.models.style import Pixels
+from service.models.tiling import Observe
 from service.schemas import StylizeFields
+
+PREVIEW_SIDE = 1024  # pixels, the longer side: what a large picture looks like where no stroke is asked for
 
 
 def model_for(fields: StylizeFields, catalog: Catalog) -> ServedModel:
@@ -50,6 +57,65 @@ def decode_masks(photo: Photo | None, fields: StylizeFields, size: tuple[int, in
             return [decode_mask(photo, size)]
     with _naming("masks"):
         return decode_regions(photo, size, list(fields.mask_styles.styles))
+
+
+def stroke_of(fields: StylizeFields, size: tuple[int, int]) -> float:
+    """How many times as large as the network's own the strokes are: as asked, else large pictures look like their
+    preview. ``size`` is (width, height) in pixels."""
+    if fields.stroke is not None:
+        return fields.stroke
+    return max(1.0, max(size) / PREVIEW_SIDE) if size[0] * size[1] > WHOLE_PIXELS else 1.0
+
+
+def painted(
+    picture: Picture,
+    fields: StylizeFields,
+    model: ServedModel,
+    masks: Sequence[Mask],
+    observe: Observe = lambda: None,
+) -> Picture:
+    """The whole way from a photo's pixels, in this process. ``observe`` is told of every tile of a large one."""
+    rows = model.rows(fields.mixes, fields.strength)
+    images = np.broadcast_to(picture.rgb, (len(rows), *picture.rgb.shape))
+    stroke = stroke_of(fields, (picture.rgb.shape[1], picture.rgb.shape[0]))
+    outputs = model.begin(stroke)(images, rows, observe) if len(rows) else images
+    return finished(model, picture, outputs, fields, masks)
+
+
+def check_film(fields: StylizeFields, model: ServedModel, animation: Animation, size: tuple[int, int]) -> None:
+    """Raises InvalidFields, and TooManyPixels, for what cannot be done with an animation."""
+    found = []
+    if fields.stroke not in (None, 1):
+        found.append(Offence("stroke", "not for animations: their strokes are the network's own"))
+    if model.tiled is None:
+        found.append(Offence("model", f"{model.name} has no graphs with frozen statistics: an animation would flicker"))
+    if found:
+        raise InvalidFields(found)
+    if size[0] * size[1] > WHOLE_PIXELS:
+        fits = int(max(size) * (WHOLE_PIXELS / (size[0] * size[1])) ** 0.5)
+        raise TooManyPixels(f"frames of {size[0]} x {size[1]} pixels: ask for a max_side of {fits} or less")
+
+
+def decode_moving(
+    animation: Animation, mask: Photo | None, fields: StylizeFields, size: tuple[int, int], frames: int | None = None
+) -> tuple[Film, list[Mask]]:
+    """The frames at ``size`` (width, height), all or the first so many, and the masks of their whole strip."""
+    film = decode_film(animation, size, frames)
+    return film, [stacked(mask, film.frames) for mask in decode_masks(mask, fields, size)]
+
+
+def painted_film(
+    film: Film,
+    fields: StylizeFields,
+    model: ServedModel,
+    masks: Sequence[Mask],
+    observe: Observe = lambda: None,
+) -> Film:
+    """The whole way from an animation's pixels, in this process. ``observe`` is told of ``model.steps``."""
+    rows = model.rows(fields.mixes, fields.strength)
+    images = np.broadcast_to(film.strip.rgb, (max(1, len(rows)), *film.strip.rgb.shape))
+    outputs = Moving(model, film.frames).begin()(images, rows, observe) if len(rows) else images
+    return replace(film, strip=finished(model, film.strip, outputs, fields, masks))
 
 
 def finished(

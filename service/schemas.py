@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 from service.colour import PreserveColor
 from service.errors import InvalidFields, Offence, ServiceError, UnknownStyle
 from service.fields import invalid, not_files, repeated
-from service.images import Format
+from service.images import AnyFormat
 from service.masks import Regions
 from service.models.catalog import Catalog
 from service.models.style import Mix
@@ -52,9 +52,10 @@ class StylizeFields(BaseModel):
     mask_styles: Annotated[Regions, BeforeValidator(Regions.parse), AfterValidator(_known_regions)] | None = None
     strength: float = Field(1.0, ge=0, le=1, allow_inf_nan=False)
     preserve_color: PreserveColor = "none"
+    stroke: float | None = Field(None, ge=1, le=16, allow_inf_nan=False)
     max_side: int | None = Field(None, ge=1, le=16383)
     model: Annotated[str, AfterValidator(_known_model)] | None = None
-    format: Format | None = None
+    format: AnyFormat | None = None
     quality: int = Field(90, ge=1, le=100)
     deadline_ms: float | None = Field(None, gt=0, allow_inf_nan=False)
 

@@ -31,7 +31,7 @@ class Settings(BaseModel):
     gpu_mem_limit_bytes: int | None = Field(
         default=None, ge=1, description="most of a GPU's memory that each model's arena may take, in bytes"
     )
-    max_upload_bytes: int = Field(default=20 * 2**20, ge=1, description="largest request body, in bytes")
+    max_upload_bytes: int = Field(default=32 * 2**20, ge=1, description="largest request body, in bytes")
     upload_timeout_s: float = Field(
         default=30.0, gt=0, allow_inf_nan=False, description="longest time that an upload may take, in seconds"
     )
@@ -40,13 +40,21 @@ class Settings(BaseModel):
     )
     # Pillow refuses above 2 * Image.MAX_IMAGE_PIXELS on its own account, which is this ceiling.
     max_pixels: int = Field(
-        default=50_000_000, ge=1, le=178_956_970, description="largest photo taken in, in pixels (read from its header)"
+        default=2**26, ge=1, le=178_956_970, description="largest photo taken in, in pixels, read from its header"
+    )
+    max_frames: int = Field(
+        default=1000, ge=1, description="most frames of an animation; all of them have at most four times `MAX_PIXELS`"
     )
     max_side: int = Field(
         default=2048,
         ge=1,
         le=16383,
-        description="default of the field `max_side`, in pixels; its square bounds the pixels of any one result",
+        description="default of the field `max_side`, in pixels; the most that `/gatys` takes",
+    )
+    sync_max_pixels: int = Field(
+        default=2**22,
+        ge=1,
+        description="largest result of `/stylize`, in pixels, that its client waits for; a larger one is a job (202)",
     )
     max_queue_pixels: int = Field(
         default=2**25, ge=1, description="most pixels that may wait for a network; beyond it requests get 503"
@@ -98,11 +106,11 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _largest_request_fits_the_queue(self) -> Self:
-        needed = 2 * self.max_side**2  # a strength between 0 and 1 runs the network on two rows
+        needed = 2 * self.sync_max_pixels  # a strength between 0 and 1 runs the network on two rows
         if self.max_queue_pixels < needed:
             raise ValueError(
                 f"{PREFIX}MAX_QUEUE_PIXELS={self.max_queue_pixels} cannot hold one picture of "
-                f"{PREFIX}MAX_SIDE={self.max_side}: raise it to {needed} or lower the side"
+                f"{PREFIX}SYNC_MAX_PIXELS={self.sync_max_pixels} twice: raise it to {needed} or lower the other"
             )
         return self
 

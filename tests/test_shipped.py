@@ -51,8 +51,9 @@ def stylised(client: TestClient, **fields: str) -> np.ndarray:
 
 def test_store_holds_what_was_promised(models: dict[str, StoredModel]) -> None:
     kinds = sorted(model.card.kind for model in models.values())
-    assert kinds == ["classic", "conditional", "features"]
+    assert kinds == ["classic", "conditional", "conditional", "features"]
     assert models["multistyle"].vectors.keys() >= PROMISED | {PHOTO}
+    assert models["fast"].vectors.keys() == models["multistyle"].vectors.keys()
 
 
 def test_every_style_has_its_painting_s_papers_and_a_preview(models: dict[str, StoredModel]) -> None:

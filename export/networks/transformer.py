@@ -8,7 +8,7 @@ of 2 x 2 pixels as channels (space-to-depth, Shi 2016) and so never works on the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -23,6 +23,7 @@ SPIKE = 3.5  # standard deviations
 # Which weights of a kernel's three places meet the first and the second place of the small picture: (phase, 2, 3).
 PHASE_SUMS = torch.tensor([[[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]], [[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]]])
 STRIDE = 4
+Norm = Callable[[Tensor, Tensor, Tensor], Tensor]  # of (N, C, H, W) and two numbers a channel
 OVERSHOOT = 150 / 127.5  # the scaled tanh of the first papers: 127.5 + 150 tanh, clipped when shown
 
 
@@ -49,6 +50,13 @@ class TransformerConfig:
     def style_size(self) -> int:
         """Length D of a style vector: a scale and a shift for every channel of every norm."""
         return 2 * sum(self.norm_widths)
+
+    @property
+    def radius(self) -> int:
+        """How far around a pixel its result looks, in px, but for what the norms see: 54 by default."""
+        halvings = range(len(self.widths) - 1)
+        strided = sum(self.shuffle << step for step in halvings)  # down before the stride, up after it
+        return 2 * (self.shuffle * (self.end_kernel // 2) + strided + STRIDE * self.residual_blocks) + self.shuffle - 1
 
 
 def neutral_vector(config: TransformerConfig) -> Tensor:
@@ -127,22 +135,45 @@ class Transformer(nn.Module):
         The result overshoots 0-1 by at most 0.089; it is clipped when it is shown. A list given as `spikes` gets the
         spike penalty of every norm, a scalar each.
         """
-        norms = self._norms(style)
 
-        def norm(x: Tensor) -> Tensor:
+        def norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
             if spikes is not None:
                 spikes.append(spike_penalty(x))
-            return normalise(x, *next(norms))
+            return normalise(x, scale, shift)
 
+        return self._through(photos, style, norm)
+
+    def freeze(self, photos: Tensor, style: Tensor) -> Tensor:
+        """The style with these photos' own statistics in it, (N, D): what every norm multiplies by and adds for them.
+
+        With it, `frozen` is this network without a look at the whole picture, so that it can be cut into tiles.
+        """
+        found: list[Tensor] = []
+
+        def norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+            found.extend(factor_and_offset(x, scale, shift))
+            return affine(x, *found[-2:])
+
+        self._through(photos, style, norm)
+        return torch.cat(found, dim=-1)
+
+    def frozen(self, photos: Tensor, style: Tensor) -> Tensor:
+        """As `forward`, of a style (N, D) that `freeze` made: nothing depends on more of a photo than
+        `TransformerConfig.radius` around it."""
+        return self._through(photos, style, affine)
+
+    def _through(self, photos: Tensor, style: Tensor, norm: Norm) -> Tensor:
+        """The network with `norm` in the place of its norms."""
+        norms = self._norms(style)
         x = photos * 2 - 1
         if self.config.shuffle > 1:
             x = F.pixel_unshuffle(x, self.config.shuffle)
         for conv in self.down:
-            x = F.relu(norm(conv(x)))  # (N, a, H, W) (N, b, H/2, W/2) (N, c, H/4, W/4), from the second on if shuffled
+            x = F.relu(norm(conv(x), *next(norms)))  # (N, a, H, W) (N, b, H/2, W/2) (N, c, H/4, W/4), a not if shuffled
         for first, second in zip(self.residual[0::2], self.residual[1::2], strict=True):
-            x = x + norm(second(F.relu(norm(first(x)))))
+            x = x + norm(second(F.relu(norm(first(x), *next(norms)))), *next(norms))
         for conv in self.up:
-            x = F.relu(norm(conv(x)))  # (N, b, H/2, W/2) (N, a, H, W)
+            x = F.relu(norm(conv(x), *next(norms)))  # (N, b, H/2, W/2) (N, a, H, W)
         y = self.last(x).float()
         if self.config.shuffle > 1:
             y = F.pixel_shuffle(y, self.config.shuffle)
@@ -165,9 +196,18 @@ def normalise(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """Instance norm with the scale and shift of a style: x (N, C, H, W); (N, C) a picture each, or (C,) for all."""
     if torch.compiler.is_exporting():
         return _exported_norm(x, scale, shift)
+    return affine(x, *factor_and_offset(x, scale, shift))
+
+
+def factor_and_offset(x: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """What instance norm multiplies x (N, C, H, W) by and what it adds, with a style's scale and shift: (N, C) each."""
     variance, mean = torch.var_mean(x.float(), dim=(2, 3), correction=0)  # (N, C)
     factor = scale * torch.rsqrt(variance + EPSILON)
-    offset = shift - mean * factor
+    return factor, shift - mean * factor
+
+
+def affine(x: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
+    """x (N, C, H, W) times factor plus offset, (N, C) each."""
     return torch.addcmul(offset.to(x.dtype)[:, :, None, None], x, factor.to(x.dtype)[:, :, None, None])
 
 

@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from service.colour import keep_color
@@ -18,6 +17,7 @@ from service.gatys.losses import GATYS_STYLE_LAYERS, MEASURES, grams_of
 from service.gatys.optimize import Evaluation, Losses, Objective, optimize
 from service.gatys.pictures import to_pixels, to_tensor
 from service.gatys.vgg import VGG
+from service.images import resized
 from service.jobs.parameters import Parameters, Pooling, Precision
 from service.masks import Mask, composed
 
@@ -89,25 +89,27 @@ def paint(
     parameters: Parameters,
     *,
     mask: Mask | None = None,
+    start: Pixels | None = None,
     resume: Checkpoint | None = None,
     observe: Callable[[Progress], None] = lambda progress: None,
 ) -> Pixels:
     """The photo (H, W, 3) in the style of paintings (h, w, 3) with weights that sum to 1; as large as the photo.
 
-    `observe` is told of every evaluation; what it raises ends the run. Raises Diverged.
+    It begins with `start`, a picture of any size, or else with what the parameters' `init` says. `observe` is told of
+    every evaluation; what it raises ends the run. Raises Diverged.
     """
     if parameters.preserve_color == "histogram":
         paintings = [(keep_color(painting, photo, "histogram"), weight) for painting, weight in paintings]
     size = photo.shape[1], photo.shape[0]
     plan = stages(size, parameters.iterations)
-    picture, before = None, 0
+    picture, before = None if start is None else to_tensor(start[None]).to(vgg.mean.device), 0
     if resume is not None:
         picture, before = _from_checkpoint(resume, vgg.mean.device), resume.iteration - resume.stage_iteration
     for index, stage in enumerate(plan):
         if resume is not None and index < resume.stage:
             continue
         spent = resume.stage_iteration if resume is not None and index == resume.stage else 0
-        objective, start = _prepare(vgg, photo, paintings, parameters, stage.size, picture)
+        objective, first = _prepare(vgg, photo, paintings, parameters, stage.size, picture)
         base = before + spent
         last = 0
 
@@ -122,7 +124,7 @@ def paint(
 
         picture = optimize(
             objective,
-            start,
+            first,
             evaluations=max(0, stage.evaluations - spent),
             optimizer=parameters.optimizer,
             bounds=parameters.defaults.bounds,
@@ -171,7 +173,7 @@ def _prepare(
 ) -> tuple[Objective, Tensor]:
     """The objective at a stage's size (width, height), and the picture to start from."""
     device, preset = vgg.mean.device, parameters.defaults
-    content = to_tensor(_resized(photo, size)[None]).to(device)
+    content = to_tensor(resized(photo, size)[None]).to(device)
     styles = [to_tensor(_fitted(painting, max(size))[None]).to(device) for painting, _ in paintings]
     objective = Objective(
         vgg,
@@ -184,7 +186,7 @@ def _prepare(
         measure=MEASURES[preset.measure],
     )
     if picture is None:
-        picture = _start(parameters, content, to_tensor(_resized(paintings[0][0], size)[None]).to(device))
+        picture = _start(parameters, content, to_tensor(resized(paintings[0][0], size)[None]).to(device))
     elif picture.shape[2:] != content.shape[2:]:
         picture = F.interpolate(picture, content.shape[2:], mode="bicubic", antialias=True).clamp(0, 1)
     return objective, picture
@@ -211,13 +213,7 @@ def _fitted(painting: Pixels, longer_side: int) -> Pixels:
     """The painting with the picture's longer side, so that a stroke is as large in both; no side below MIN_SIDE."""
     height, width = painting.shape[:2]
     scale = longer_side / max(height, width)
-    return _resized(painting, (max(MIN_SIDE, round(width * scale)), max(MIN_SIDE, round(height * scale))))
-
-
-def _resized(picture: Pixels, size: tuple[int, int]) -> Pixels:
-    if size == (picture.shape[1], picture.shape[0]):
-        return picture
-    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS))
+    return resized(painting, (max(MIN_SIDE, round(width * scale)), max(MIN_SIDE, round(height * scale))))
 
 
 def _from_checkpoint(checkpoint: Checkpoint, device: torch.device) -> Tensor:

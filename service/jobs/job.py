@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from service.jobs.parameters import Parameters
+from service.jobs.parameters import AnyParameters
 
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled", "expired"]
 EventType = Literal["progress", "preview", "succeeded", "failed", "cancelled"]
@@ -17,10 +17,10 @@ FINAL: frozenset[str] = frozenset({"succeeded", "failed", "cancelled"})  # an ev
 
 @dataclass(frozen=True)
 class Order:
-    """What is submitted. ``files`` are PNGs by name: ``photo``, ``painting-0`` …, and ``mask`` where there is one."""
+    """What is submitted. ``files`` are images by name: ``photo``, ``painting-0`` …, ``mask`` or ``masks``."""
 
     client: str
-    parameters: Parameters
+    parameters: AnyParameters
     files: Mapping[str, bytes]
     idempotency_key: str | None = None
     webhook_url: str | None = None
@@ -29,7 +29,7 @@ class Order:
     def fingerprinted(self) -> dict[str, Any]:
         """What tells this order from another of the same client, beside its files."""
         parameters = self.parameters.as_dict()
-        if not self.seeded:
+        if not self.seeded and "seed" in parameters:
             parameters["seed"] = None
         return {"parameters": parameters, "webhook_url": self.webhook_url}
 
@@ -51,7 +51,7 @@ class Job:
     id: str
     client: str
     status: Status
-    parameters: Parameters
+    parameters: AnyParameters
     created_at: float
     iteration: int = 0
     attempt: int = 0

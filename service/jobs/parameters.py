@@ -1,4 +1,5 @@
-"""What a Gatys run is asked to do. A preset is only defaults for the fields beside it."""
+"""What a job is asked to do: Gatys' optimisation, where a preset is only defaults for the fields beside it, or a large
+picture through a network."""
 
 from __future__ import annotations
 
@@ -77,7 +78,7 @@ PRESETS: Mapping[PresetName, Preset] = MappingProxyType(
 @dataclass(frozen=True)
 class Parameters:
     """Everything that makes a run what it is, as applied. ``max_side`` in pixels; ``style`` maps paintings' names to
-    weights that sum to 1."""
+    weights that sum to 1; ``start_model`` is the network whose picture is begun with, in place of ``init``."""
 
     preset: PresetName
     style: Mapping[str, float]
@@ -93,6 +94,7 @@ class Parameters:
     format: Literal["jpeg", "png", "webp"]
     quality: int
     seed: int
+    start_model: str | None = None
 
     @property
     def defaults(self) -> Preset:
@@ -102,3 +104,40 @@ class Parameters:
     def as_dict(self) -> dict[str, Any]:
         """As JSON has it."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class LargeParameters:
+    """A picture that ``/stylize`` makes as a job, as applied: ``width`` x ``height`` pixels in ``iterations`` tiles; or
+    an animation of so many ``frames`` of that size in ``iterations`` steps, where it is not None."""
+
+    style: str | None
+    mask_styles: str | None
+    strength: float
+    preserve_color: Literal["none", "luminance", "histogram"]
+    stroke: float
+    model: str
+    width: int
+    height: int
+    format: Literal["jpeg", "png", "webp", "gif"]
+    quality: int
+    iterations: int
+    frames: int | None = None
+    method: Literal["stylize"] = "stylize"
+
+    @property
+    def preset(self) -> str:
+        """What its duration counts as."""
+        return self.method
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return asdict(self)
+
+
+AnyParameters = Parameters | LargeParameters
+
+
+def read_parameters(values: Mapping[str, Any]) -> AnyParameters:
+    """What ``as_dict`` gave."""
+    return LargeParameters(**values) if "method" in values else Parameters(**values)

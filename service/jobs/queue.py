@@ -23,7 +23,7 @@ from typing import Any, Protocol
 
 from service.errors import InvalidFields, NotFound, Offence, Saturated, ServiceError, WorkerLost
 from service.jobs.job import FINAL, STATUSES, UNFINISHED, Event, EventType, Job, Lease, Limits, Loss, Order, Status
-from service.jobs.parameters import Parameters
+from service.jobs.parameters import AnyParameters, read_parameters
 
 GUESSED_JOB_S = 30.0  # until one was finished
 WEBHOOK_BACKOFF_S = (5, 30, 300, 1800, 7200)  # then it is given up
@@ -61,14 +61,14 @@ class JobQueue(Protocol):
     def inputs(self, lease: Lease) -> dict[str, bytes]:
         """The order's files. Raises LeaseLost."""
 
-    def parameters(self, lease: Lease) -> Parameters:
+    def parameters(self, lease: Lease) -> AnyParameters:
         """The order's parameters. Raises LeaseLost."""
 
     def check(self, lease: Lease) -> None:
         """Raises LeaseLost."""
 
-    def report(self, lease: Lease, iteration: int, loss: Loss, eta_s: float) -> None:
-        """Tell of progress. Raises LeaseLost."""
+    def report(self, lease: Lease, iteration: int, loss: Loss | None, eta_s: float) -> None:
+        """Tell of progress; where nothing is optimised there is no loss. Raises LeaseLost."""
 
     def show(self, lease: Lease, iteration: int, preview: bytes) -> None:
         """A new preview, a JPEG. Raises LeaseLost."""
@@ -169,7 +169,7 @@ class EmbeddedQueue:
         folder.mkdir()
         try:
             for name, content in order.files.items():
-                _write(folder / f"{name}.png", content)
+                _write(folder / f"{name}.image", content)
             with self._transaction() as db:
                 if twin := self._known_in(db, order, fingerprint):
                     raise _AlreadyThere(twin)
@@ -238,14 +238,14 @@ class EmbeddedQueue:
 
     def inputs(self, lease: Lease) -> dict[str, bytes]:
         try:
-            files = sorted((self._files / lease.job_id).glob("*.png"))
+            files = sorted((self._files / lease.job_id).glob("*.image"))
             found = {path.stem: path.read_bytes() for path in files if path.stem.startswith(INPUTS)}
         except OSError as error:
             raise LeaseLost(str(error)) from error
         self.check(lease)
         return found
 
-    def parameters(self, lease: Lease) -> Parameters:
+    def parameters(self, lease: Lease) -> AnyParameters:
         with self._leased(lease) as db:
             return self._job(db, self._row(db, lease.job_id)).parameters
 
@@ -253,12 +253,11 @@ class EmbeddedQueue:
         with self._leased(lease):
             pass
 
-    def report(self, lease: Lease, iteration: int, loss: Loss, eta_s: float) -> None:
-        losses = dataclasses.asdict(loss)
+    def report(self, lease: Lease, iteration: int, loss: Loss | None, eta_s: float) -> None:
+        losses = dataclasses.asdict(loss) if loss else None
+        kept = json.dumps(losses) if losses else None
         with self._leased(lease) as db:
-            db.execute(
-                "UPDATE jobs SET iteration = ?, loss = ? WHERE id = ?", (iteration, json.dumps(losses), lease.job_id)
-            )
+            db.execute("UPDATE jobs SET iteration = ?, loss = ? WHERE id = ?", (iteration, kept, lease.job_id))
             job = self._job(db, self._row(db, lease.job_id))
             data = {
                 "iteration": iteration,
@@ -378,7 +377,7 @@ class EmbeddedQueue:
             id=row["id"],
             client=row["client"],
             status=row["status"],
-            parameters=Parameters(**json.loads(row["parameters"])),
+            parameters=read_parameters(json.loads(row["parameters"])),
             created_at=row["created_at"],
             iteration=row["iteration"],
             attempt=row["attempt"],
@@ -440,7 +439,7 @@ class EmbeddedQueue:
 
     def _drop_inputs(self, job_id: str) -> None:
         folder = self._files / job_id
-        for path in [*folder.glob("*.png"), folder / "checkpoint", *folder.glob(".*.partial")]:
+        for path in [*folder.glob("*.image"), folder / "checkpoint", *folder.glob(".*.partial")]:
             path.unlink(missing_ok=True)
 
     def _recover(self) -> None:

@@ -37,7 +37,7 @@ End = Literal["done", "died", "cancelled", "time_limit"]
 @dataclass(frozen=True)
 class Crew:
     """How many workers, with how many threads each; seconds that a job may take, and that its result is kept; where
-    data and networks are."""
+    data and networks are, and what networks run on."""
 
     workers: int
     threads: int
@@ -45,6 +45,7 @@ class Crew:
     result_ttl_s: float
     data_dir: Path
     store: Path
+    provider: str = "auto"
 
 
 class Supervisor:
@@ -75,14 +76,18 @@ class Supervisor:
             raise GatysUnavailable(self._unusable)
         return self._queue
 
-    def check_available(self) -> None:
-        """Whether jobs can be done here. Raises GatysUnavailable saying what to do."""
+    def check_workers(self) -> None:
+        """Whether jobs are taken here. Raises GatysUnavailable saying what to do."""
         if self._crew.workers == 0:
             raise GatysUnavailable("STYLIZE_GATYS_WORKERS is 0: no workers are kept here")
+        _ = self.queue
+
+    def check_available(self) -> None:
+        """Whether pictures can be optimised here. Raises GatysUnavailable saying what to do."""
+        self.check_workers()
         missing = [name for name in ("torch", "safetensors") if importlib.util.find_spec(name) is None]
         if missing:
             raise GatysUnavailable(f"{' and '.join(missing)} cannot be found: {REMEDY}")
-        _ = self.queue
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -294,6 +299,7 @@ class _Worker:
             str(crew.store),
             threads,
             str(crew.result_ttl_s),
+            crew.provider,
             stdin=PIPE,
             stdout=PIPE,
             cwd=Path(__file__).parents[2],

@@ -1,8 +1,9 @@
-"""A worker: a process that does the jobs whose leases it is given, one at a time. The only one that imports torch.
+"""A worker: a process that does the jobs whose leases it is given, one at a time. The only one that imports torch,
+and only for Gatys' optimisation.
 
-``python -m service.jobs.worker DATA_DIR STORE THREADS RESULT_TTL_S``. A line ``<job id> <attempt>`` on stdin begins a
-job; lines on stdout tell of it: ``told`` (watchers have something to read) and ``done`` (whatever became of it). The
-end of stdin is the end of the service, and of this process.
+``python -m service.jobs.worker DATA_DIR STORE THREADS RESULT_TTL_S PROVIDER``. A line ``<job id> <attempt>`` on stdin
+begins a job; lines on stdout tell of it: ``told`` (watchers have something to read) and ``done`` (whatever became of
+it). The end of stdin is the end of the service, and of this process.
 """
 
 from __future__ import annotations
@@ -17,22 +18,31 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 
-from service.errors import Internal, OutOfMemory, RunDiverged, ServiceError
-from service.images import Picture, decode, decode_mask, encode, open_photo
+from service.animations import AnimationLimits, Film, encode_film, open_animation
+from service.errors import Internal, ModelRefused, OutOfMemory, RunDiverged, ServiceError
+from service.images import Picture, decode, decode_mask, encode, open_photo, shrunk
 from service.jobs.job import Lease, Limits, Loss
-from service.jobs.parameters import Parameters
+from service.jobs.parameters import LargeParameters, Parameters
 from service.jobs.queue import EmbeddedQueue, JobQueue, LeaseLost
-from service.models.store import feature_weights
+from service.masks import Mask
+from service.models.catalog import Catalog, ServedModel, served
+from service.models.store import ModelStore, feature_weights
+from service.models.style import Mix
+from service.models.tiling import THUMBNAIL_SIDE, Observe
+from service.painting import PREVIEW_SIDE, decode_masks, decode_moving, model_for, open_mask, painted, painted_film
+from service.schemas import StylizeFields
 
 if TYPE_CHECKING:
     from service.gatys.run import Checkpoint, Pixels, Progress
     from service.gatys.vgg import VGG
 
 log = logging.getLogger(__name__)
+
+Asked = Literal["auto", "cuda", "cpu"]
 
 NICE = 10  # the fast path goes first
 REPORT_S, CHECKPOINT_S = 1.0, 3.0
@@ -48,10 +58,7 @@ def main(arguments: Sequence[str]) -> int:
     os.nice(NICE)
     orders: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(orders,), daemon=True).start()
-    import torch
-
-    torch.set_num_threads(threads)
-    worker = Worker(EmbeddedQueue(root, limits, owner=False), store)
+    worker = Worker(EmbeddedQueue(root, limits, owner=False), store, threads, cast(Asked, arguments[4]))
     _say("ready")
     while True:
         job_id, attempt = orders.get().split()
@@ -60,27 +67,24 @@ def main(arguments: Sequence[str]) -> int:
 
 
 class Worker:
-    """Does jobs of a queue with the networks of a store."""
+    """Does jobs of a queue with the networks of a store, on so many threads."""
 
-    def __init__(self, jobs: JobQueue, store: Path) -> None:
-        self._jobs, self._store = jobs, store
+    def __init__(self, jobs: JobQueue, store: Path, threads: int, provider: Asked) -> None:
+        self._jobs, self._store, self._threads = jobs, store, threads
+        self._provider = provider
         self._vgg: tuple[object, VGG] | None = None
 
     def work(self, lease: Lease) -> None:
         """Do the job. Never raises: what goes wrong becomes the job's error, and a lost lease ends it quietly."""
-        from service.gatys.optimize import Diverged
-
         try:
             try:
-                self._jobs.succeed(lease, self._paint(lease))
-            except Diverged as error:
-                self._jobs.fail(lease, RunDiverged(str(error)))
+                self._jobs.succeed(lease, self._done(lease))
             except ServiceError as error:
                 self._jobs.fail(lease, error)
             except (MemoryError, RuntimeError) as error:
                 if not isinstance(error, MemoryError) and "memory" not in str(error).lower():
                     raise
-                self._jobs.fail(lease, OutOfMemory("the optimisation does not fit: ask for a smaller max_side"))
+                self._jobs.fail(lease, OutOfMemory("the job does not fit into memory: ask for a smaller max_side"))
         except LeaseLost:
             log.info("job %s is no longer ours", lease.job_id)
         except Exception:
@@ -90,26 +94,105 @@ class Worker:
             except LeaseLost:
                 return
 
-    def _paint(self, lease: Lease) -> bytes:
+    def _done(self, lease: Lease) -> bytes:
+        """The result, an image file."""
+        parameters = self._jobs.parameters(lease)
+        if isinstance(parameters, LargeParameters):
+            return self._large(lease, parameters)
+        return self._optimised(lease, parameters)
+
+    def _optimised(self, lease: Lease, parameters: Parameters) -> bytes:
+        """Raises RunDiverged."""
+        from service.gatys.optimize import Diverged
         from service.gatys.run import paint
 
-        order = _Inputs.read(self._jobs.inputs(lease), self._jobs.parameters(lease))
-        reporter = _Reporter(self._jobs, lease, order)
-        painted = paint(
-            self._network(order.parameters),
-            order.photo.rgb,
-            order.paintings,
-            order.parameters,
-            mask=order.mask,
-            resume=_unpacked(self._jobs.checkpoint(lease)),
-            observe=reporter.observe,
+        order = _Inputs.read(self._jobs.inputs(lease), parameters)
+        reporter = _Reporter(self._jobs, lease)
+        try:
+            picture = paint(
+                self._network(parameters),
+                order.photo.rgb,
+                order.paintings,
+                parameters,
+                mask=order.mask,
+                start=self._start(parameters, order.photo.rgb),
+                resume=_unpacked(self._jobs.checkpoint(lease)),
+                observe=reporter.observe,
+            )
+        except Diverged as error:
+            raise RunDiverged(str(error)) from error
+        return encode(Picture(picture, order.photo.alpha), parameters.format, parameters.quality)
+
+    def _start(self, parameters: Parameters, photo: Pixels) -> Pixels | None:
+        """What a network makes of the photo, no larger than the first stage of the optimisation."""
+        if parameters.start_model is None:
+            return None
+        model = self._model(parameters.start_model)
+        small = shrunk(photo, THUMBNAIL_SIDE)
+        stylized: Pixels = model.begin()(small[None], model.rows([Mix(parameters.style)], 1.0))[0]
+        return stylized
+
+    def _large(self, lease: Lease, parameters: LargeParameters) -> bytes:
+        """The picture in tiles; before it, a small one with the same statistics as the preview."""
+        files = self._jobs.inputs(lease)
+        image = files.pop("photo")
+        catalog = Catalog.of([self._model(parameters.model)])
+        fields = StylizeFields.read(_fields(parameters), catalog, files=files)
+        size = parameters.width, parameters.height
+        if parameters.frames is not None:
+            return self._moving(lease, parameters, image, files, fields, catalog)
+        small = fields.model_copy(update={"stroke": max(1.0, parameters.stroke * PREVIEW_SIDE / max(size))})
+        preview = _stylized(image, files, small, catalog, _within(size, PREVIEW_SIDE))
+        self._jobs.show(lease, 0, encode(preview, "jpeg", PREVIEW_QUALITY))
+        _say("told")
+        tiles = _Tiles(self._jobs, lease, parameters.iterations)
+        picture = _stylized(image, files, fields, catalog, size, tiles.observe)
+        assert parameters.format != "gif"  # which is for animations
+        return encode(picture, parameters.format, parameters.quality)
+
+    def _moving(
+        self,
+        lease: Lease,
+        parameters: LargeParameters,
+        image: bytes,
+        files: Mapping[str, bytes],
+        fields: StylizeFields,
+        catalog: Catalog,
+    ) -> bytes:
+        """An animation; before it, its first frame as the preview."""
+        model, size = model_for(fields, catalog), (parameters.width, parameters.height)
+        limits = AnimationLimits(MANY_PIXELS, MANY_PIXELS)
+
+        def opened(frames: int | None) -> tuple[Film, list[Mask]]:
+            mask = open_mask(files, MANY_PIXELS)
+            return decode_moving(open_animation(image, limits), mask, fields, size, frames)
+
+        film, masks = opened(1)
+        first = painted_film(film, fields, model, masks)
+        self._jobs.show(lease, 0, encode_film(first, "jpeg", PREVIEW_QUALITY))
+        _say("told")
+        film, masks = opened(parameters.frames)
+        frames = _Tiles(self._jobs, lease, parameters.iterations)
+        return encode_film(
+            painted_film(film, fields, model, masks, frames.observe), parameters.format, parameters.quality
         )
-        return encode(Picture(painted, order.photo.alpha), order.parameters.format, order.parameters.quality)
+
+    def _model(self, name: str) -> ServedModel:
+        """A network of the store. Raises Internal where it has left the store, or is not sound any more."""
+        store = ModelStore(self._store)
+        try:
+            folder = next(folder for folder in store.folders() if folder.parent.name == name)
+            return served(store.load(folder), self._provider, self._threads)
+        except (StopIteration, ModelRefused) as error:
+            raise Internal(f"the model {name} cannot be used any more: {error}") from error
 
     def _network(self, parameters: Parameters) -> VGG:
         """The last job's network is kept. Raises Internal where its weights have left the store."""
+        import torch
+
         from service.gatys.run import load_vgg
 
+        torch.set_num_threads(self._threads)
         key = parameters.network, parameters.defaults.pooling, parameters.defaults.precision
         if self._vgg is None or self._vgg[0] != key:
             weights = feature_weights(self._store, parameters.network)
@@ -121,7 +204,6 @@ class Worker:
 
 @dataclass(frozen=True)
 class _Inputs:
-    parameters: Parameters
     photo: Picture
     paintings: list[tuple[Pixels, float]]
     mask: Pixels | None
@@ -134,7 +216,7 @@ class _Inputs:
         if "mask" in files:
             height, width = photo.rgb.shape[:2]
             mask = decode_mask(open_photo(files["mask"], MANY_PIXELS), (width, height))
-        return cls(parameters, photo, list(zip(paintings, parameters.style.values(), strict=True)), mask)
+        return cls(photo, list(zip(paintings, parameters.style.values(), strict=True)), mask)
 
 
 class _Reporter:
@@ -143,8 +225,8 @@ class _Reporter:
     That the lease holds is asked at every evaluation: so fast does a cancellation arrive.
     """
 
-    def __init__(self, jobs: JobQueue, lease: Lease, order: _Inputs) -> None:
-        self._jobs, self._lease, self._order = jobs, lease, order
+    def __init__(self, jobs: JobQueue, lease: Lease) -> None:
+        self._jobs, self._lease = jobs, lease
         self._begun: tuple[int, float] | None = None
         self._reported = -REPORT_S
         self._saved = time.monotonic()
@@ -174,6 +256,53 @@ class _Reporter:
         first, since = self._begun
         pace_s = (now - since) / max(1, progress.iteration - first - 1)
         return pace_s * (progress.iterations - progress.iteration)
+
+
+class _Tiles:
+    """Tells the queue of a large picture's tiles: every second, and of the last."""
+
+    def __init__(self, jobs: JobQueue, lease: Lease, count: int) -> None:
+        self._jobs, self._lease, self._count = jobs, lease, count
+        self._done = 0
+        self._begun = self._reported = time.monotonic()
+
+    def observe(self) -> None:
+        """A tile is done. Raises LeaseLost."""
+        self._done += 1
+        now = time.monotonic()
+        self._jobs.check(self._lease)
+        if now - self._reported >= REPORT_S or self._done == self._count:
+            self._reported = now
+            eta_s = (now - self._begun) / self._done * (self._count - self._done)
+            self._jobs.report(self._lease, self._done, None, eta_s)
+            _say("told")
+
+
+def _fields(parameters: LargeParameters) -> list[tuple[str, str]]:
+    """The fields of ``/stylize`` that the parameters came from."""
+    names = ("style", "mask_styles", "strength", "preserve_color", "stroke", "model", "quality")
+    values = parameters.as_dict()
+    return [(name, str(values[name])) for name in names if values[name] is not None]
+
+
+def _within(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """(width, height) in proportion, the longer of them at most ``side``."""
+    scale = min(1.0, side / max(size))
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def _stylized(
+    image: bytes,
+    files: Mapping[str, bytes],
+    fields: StylizeFields,
+    catalog: Catalog,
+    size: tuple[int, int],
+    observe: Observe = lambda: None,
+) -> Picture:
+    """The photo at ``size`` (width, height), painted."""
+    masks = decode_masks(open_mask(files, MANY_PIXELS), fields, size)
+    picture = decode(open_photo(image, MANY_PIXELS), size)
+    return painted(picture, fields, model_for(fields, catalog), masks, observe)
 
 
 def _is_shown(iteration: int) -> bool:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from service.errors import ModelRefused
-from service.models.session import Session, cpu_quota
+from service.models.catalog import served
+from service.models.session import cpu_quota
 from service.models.store import ModelStore
 
 
@@ -21,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for folder in store.folders():
             stored = store.load(folder)
             if stored.card.graph:
-                Session(stored, "cpu", cpu_quota()).settle()
+                served(stored, "cpu", cpu_quota()).settle()
             print(f"{stored.card.label}: sound")
     except ModelRefused as error:
         print(error, file=sys.stderr)

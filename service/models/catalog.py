@@ -5,16 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
 
-from service.models.session import Provider, Session, StoppableRun
+import numpy as np
+
+from service.models.film import STEPS, as_frames, run_film
+from service.models.session import Images, Provider, RunOptions, Session, StyleRows
 from service.models.store import StoredModel, StyleEntry
+from service.models.strokes import sizes, with_strokes
 from service.models.style import Mix, Pixels, Rows, blend, rows_for
+from service.models.tiling import Observe, TiledNetwork
+
+WHOLE_PIXELS = 2**21  # up to here a picture runs whole: tiles overlap, which costs a quarter more time
 
 
 class ServedModel:
-    """A network with its session and its vectors."""
+    """A network with its session, its tiles where it has them, and its vectors."""
 
-    def __init__(self, stored: StoredModel, session: Session) -> None:
+    def __init__(self, stored: StoredModel, session: Session, tiled: TiledNetwork | None = None) -> None:
         self.card = stored.card
         self.name = stored.card.name
         self.sha256 = stored.card.files[stored.card.graph] if stored.card.graph else ""
@@ -22,13 +31,29 @@ class ServedModel:
         self.paintings = stored.paintings
         self.styles = {style.name: style for style in stored.card.styles}
         self.provider: Provider = session.provider
-        self.warm, self.settle = session.warm, session.settle
+        self.tiled = tiled
+        self.warm = session.warm
         self._session = session
         self._vectors = stored.vectors
 
-    def begin(self) -> StoppableRun:
-        """A run, to be called once with (N, H, W, 3) and (N, D)."""
-        return StoppableRun(self._session)
+    def begin(self, stroke: float = 1.0) -> StoppableRun:
+        """A run, to be called once with (N, H, W, 3) and (N, D); with strokes so many times as large as its own."""
+        return StoppableRun(self._session, self.tiled, stroke)
+
+    def settle(self) -> None:
+        """One small run; the memory that large pictures took goes back to the system."""
+        self._session.settle()
+        if self.tiled:
+            self.tiled.settle(self.provider)
+
+    def tiles(self, size: tuple[int, int], stroke: float) -> int:
+        """How many tiles a picture of (width, height) pixels has for each of its rows, over all sizes of strokes."""
+        large = [size for size in sizes(size, stroke) if size[0] * size[1] > WHOLE_PIXELS]
+        return sum(self.tiled.tiles(size) for size in large) if self.tiled else 0
+
+    def steps(self, frames: int, rows: int) -> int:
+        """How often a run of an animation tells that it goes on."""
+        return STEPS * frames * rows
 
     def rows(self, mixes: Sequence[Mix], strength: float) -> Rows:
         """What to run the network on for some mixes: (R, D), one row a mix, and the photo's between strengths."""
@@ -37,6 +62,112 @@ class ServedModel:
     def finish(self, photo: Pixels, outputs: Pixels, strength: float, mixes: int) -> Iterator[Pixels]:
         """A picture for each mix, from the outputs (R, H, W, 3) of their ``rows``."""
         return (blend(photo, [outputs[i], *outputs[mixes:]], strength) for i in range(mixes))
+
+
+def served(
+    stored: StoredModel,
+    provider: Literal["auto", "cuda", "cpu"],
+    threads: int,
+    gpu_mem_limit_bytes: int | None = None,
+) -> ServedModel:
+    """A stored model at work. Raises what ``Session`` does."""
+    tiled = TiledNetwork(stored, provider, threads, gpu_mem_limit_bytes) if stored.card.tiling else None
+    return ServedModel(stored, Session(stored, provider, threads, gpu_mem_limit_bytes), tiled)
+
+
+@dataclass(frozen=True)
+class Stroked:
+    """A model with larger strokes: a network of its own to whom it waits for."""
+
+    model: ServedModel
+    stroke: float
+
+    @property
+    def name(self) -> str:
+        return self.model.name
+
+    @property
+    def provider(self) -> Provider:
+        return self.model.provider
+
+    def begin(self) -> StoppableRun:
+        return self.model.begin(self.stroke)
+
+    def settle(self) -> None:
+        self.model.settle()
+
+
+@dataclass(frozen=True)
+class Moving:
+    """A model for animations of so many frames, which come one below the other in one picture: a network of its own to
+    whom it waits for. The model must have a ``tiled`` network."""
+
+    model: ServedModel
+    frames: int
+
+    @property
+    def name(self) -> str:
+        return self.model.name
+
+    @property
+    def provider(self) -> Provider:
+        return self.model.provider
+
+    def begin(self) -> FilmRun:
+        return FilmRun(self.model, self.frames)
+
+    def settle(self) -> None:
+        self.model.settle()
+
+
+class FilmRun:
+    """One run of a network, on strips of frames."""
+
+    def __init__(self, model: ServedModel, frames: int) -> None:
+        assert model.tiled is not None
+        self._tiled, self._frames = model.tiled, frames
+        self._options = RunOptions()
+
+    def __call__(self, images: Images, rows: StyleRows, observe: Observe = lambda: None) -> Images:
+        """Strips (N, F H, W, 3) in the styles (N, D). ``observe`` is told as ``run_film`` does it."""
+        results = np.empty_like(images, order="C")
+        for image, row, result in zip(images, rows, results, strict=True):
+            frames = run_film(as_frames(image, self._frames), row, self._tiled, self._options, observe)
+            result[:] = frames.reshape(image.shape)
+        return results
+
+    def stop(self) -> None:
+        """End it before its next node; the session lives on."""
+        self._options.terminate = True
+
+
+class StoppableRun:
+    """One run of a network, on one batch: whole pictures, large ones in tiles, and those of larger strokes."""
+
+    def __init__(self, session: Session, tiled: TiledNetwork | None, stroke: float = 1.0) -> None:
+        self._session, self._tiled, self._stroke = session, tiled, stroke
+        self._options = RunOptions()
+
+    def __call__(self, images: Images, rows: StyleRows, observe: Observe = lambda: None) -> Images:
+        """As ``Session.run``; raises ONNX Runtime's error where it was stopped. ``observe`` is told of every tile."""
+        if self._stroke == 1 and not self._is_large(images[0]):
+            return self._session.run(images, rows, self._options)
+        results = np.empty_like(images)
+        for image, row, result in zip(images, rows, results, strict=True):
+            result[:] = with_strokes(image, self._stroke, partial(self._paint, row=row, observe=observe))
+        return results
+
+    def _paint(self, image: Pixels, row: StyleRows, observe: Observe) -> Pixels:
+        if self._tiled is None or not self._is_large(image):
+            return np.asarray(self._session.run(image[None], row[None], self._options)[0])
+        return self._tiled.run(image, row, self._options, observe)
+
+    def _is_large(self, image: Pixels) -> bool:
+        return self._tiled is not None and image.shape[0] * image.shape[1] > WHOLE_PIXELS
+
+    def stop(self) -> None:
+        """End it before its next node; the session lives on."""
+        self._options.terminate = True
 
 
 @dataclass(frozen=True)

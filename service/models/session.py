@@ -36,7 +36,10 @@ WARM_SIDES: dict[Provider, tuple[int, ...]] = {"cuda": (SETTLE_SIDE, 256, 512, 1
 DTYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
 
 Images = npt.NDArray[np.uint8]  # (N, H, W, 3) sRGB
+RunOptions = ort.RunOptions
+OrtSession = ort.InferenceSession
 StyleRows = npt.NDArray[np.float32]  # (N, D); D is 0 for a classic network
+Feed = Mapping[str, Images | StyleRows]
 
 
 class Session:
@@ -55,10 +58,7 @@ class Session:
     ) -> None:
         self._card = model.card
         self.label = model.card.label
-        with translating({Exception: lambda error: ModelRefused(self.label, f"ONNX Runtime: {error}")}):
-            self._session = ort.InferenceSession(
-                model.graph, _options(threads), providers=_wanted(provider, gpu_mem_limit_bytes)
-            )
+        self._session = open_session(self.label, model.graph, provider, threads, gpu_mem_limit_bytes)
         self.provider: Provider = "cuda" if EXECUTION_PROVIDERS["cuda"] in self._session.get_providers() else "cpu"
         if provider == "cuda" and self.provider != "cuda":
             raise ConfigurationError("STYLIZE_PROVIDER=cuda, but ONNX Runtime gave this session the CPU")
@@ -70,14 +70,14 @@ class Session:
 
     def run(self, images: Images, rows: StyleRows, options: ort.RunOptions | None = None) -> Images:
         """Stylise (N, H, W, 3) with one style vector a row, (N, D). Raises OutOfMemory."""
-        feed: dict[str, npt.NDArray[np.uint8] | npt.NDArray[np.float32]] = {self._card.inputs[0].name: images}
+        feed: dict[str, Images | StyleRows] = {self._card.inputs[0].name: images}
         if self._card.kind == "conditional":
             feed[self._card.inputs[1].name] = rows
-        with translating(_RUNNING):
-            if self._buffers:
+        if self._buffers:
+            with translating(_RUNNING):
                 return self._buffers.run(feed, options)
-            (stylized,) = self._session.run([self._card.outputs[0].name], feed, options)
-        return np.asarray(stylized)
+        stylized: Images = run_session(self._session, feed, options)
+        return stylized
 
     def warm(self) -> None:
         """Run each of WARM_SIDES once: on a GPU the first run of a size plans it. Memory may end before they do."""
@@ -96,11 +96,20 @@ class Session:
         Giving it back after every run instead costs 0.1 CPU-seconds a megapixel in page faults; keeping it for good
         costs 430 MB for every megapixel of the largest picture ever met (half-width network, measured).
         """
-        options = ort.RunOptions()
-        if self.provider == "cpu":
-            options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         rows = np.zeros((1, self._card.dimension), np.float32)
-        self.run(np.zeros((1, SETTLE_SIDE, SETTLE_SIDE, 3), np.uint8), rows, options)
+        self.run(np.zeros((1, SETTLE_SIDE, SETTLE_SIDE, 3), np.uint8), rows, shrinking(self.provider))
+
+
+def open_session(
+    label: str,
+    graph: bytes,
+    provider: Literal["auto", "cuda", "cpu"],
+    threads: int,
+    gpu_mem_limit_bytes: int | None = None,
+) -> ort.InferenceSession:
+    """A session of an ONNX file's bytes, set as all of ours are. Raises ModelRefused."""
+    with translating({Exception: lambda error: ModelRefused(label, f"ONNX Runtime: {error}")}):
+        return ort.InferenceSession(graph, _options(threads), providers=_wanted(provider, gpu_mem_limit_bytes))
 
 
 class Buffers:
@@ -153,20 +162,19 @@ class _Bound:
         return cls(binding, inputs, output)
 
 
-class StoppableRun:
-    """One run of a session, on one batch."""
+def run_session(session: ort.InferenceSession, feed: Feed, options: ort.RunOptions | None = None) -> npt.NDArray[Any]:
+    """A session's one output. Raises OutOfMemory."""
+    with translating(_RUNNING):
+        (output,) = session.run(None, feed, options)
+    return np.asarray(output)
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._options = ort.RunOptions()
 
-    def __call__(self, images: Images, rows: StyleRows) -> Images:
-        """As ``Session.run``; raises ONNX Runtime's error where it was stopped."""
-        return self._session.run(images, rows, self._options)
-
-    def stop(self) -> None:
-        """End it before its next node; the session lives on."""
-        self._options.terminate = True
+def shrinking(provider: Provider) -> ort.RunOptions:
+    """For a run after which the memory that earlier ones took goes back to the system."""
+    options = ort.RunOptions()
+    if provider == "cpu":
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return options
 
 
 def check_provider(provider: Literal["auto", "cuda", "cpu"]) -> None:

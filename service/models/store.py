@@ -67,6 +67,15 @@ class StyleEntry(_Frozen):
     quality: dict[str, Any] = Field(default_factory=dict)
 
 
+class Tiling(_Frozen):
+    """The graphs of large pictures: ``freezing`` puts a picture's statistics into a style, ``frozen`` is the network
+    for such a style, whose pixels depend on nothing farther than ``radius_px``."""
+
+    freezing: RelativePath
+    frozen: RelativePath
+    radius_px: int = Field(ge=0)
+
+
 class Card(_Frozen):
     """``model.json``. Raises pydantic.ValidationError where it contradicts itself."""
 
@@ -79,6 +88,7 @@ class Card(_Frozen):
     licence: str
     created_at: str
     graph: RelativePath | None = None
+    tiling: Tiling | None = None
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
     photo_vector: RelativePath | None = None
@@ -99,6 +109,7 @@ class Card(_Frozen):
         named = [
             self.graph,
             self.photo_vector,
+            *((self.tiling.freezing, self.tiling.frozen) if self.tiling else ()),
             *(path for s in self.styles for path in (s.vector, s.preview, s.painting)),
         ]
         for path in named:
@@ -138,8 +149,8 @@ def _check_styles(card: Card) -> None:
     if PHOTO in names:
         raise ValueError(f"{PHOTO} is the identity's vector, not a style's name")
     if card.kind == "classic":
-        if len(names) != 1 or card.photo_vector or card.styles[0].vector:
-            raise ValueError("a classic network has exactly one style and no vectors")
+        if len(names) != 1 or card.photo_vector or card.styles[0].vector or card.tiling:
+            raise ValueError("a classic network has exactly one style, no vectors and no tiling")
     elif not names or card.photo_vector is None or any(style.vector is None for style in card.styles):
         raise ValueError("a conditional network has a photo vector, and at least one style, each with a vector")
 
@@ -149,7 +160,8 @@ class StoredModel:
     """A model whose files were found to be what its card says.
 
     ``vectors`` maps a style's name, and ``photo``, to float32 (D,); ``previews`` a style's name to JPEG bytes;
-    ``paintings`` a style's name to the image file of its painting, where that is shipped.
+    ``paintings`` a style's name to the image file of its painting, where that is shipped. ``freezing`` and ``frozen``
+    are the card's graphs for tiles, empty where it has none.
     """
 
     card: Card
@@ -157,6 +169,8 @@ class StoredModel:
     vectors: dict[str, Vector]
     previews: dict[str, bytes]
     paintings: dict[str, bytes] = field(default_factory=dict)
+    freezing: bytes = b""
+    frozen: bytes = b""
 
 
 class ModelStore:
@@ -244,7 +258,8 @@ def _stored(card: Card, files: dict[str, bytes]) -> StoredModel:
     assert card.graph is not None  # the card's own validation
     previews = {style.name: files[style.preview] for style in card.styles}
     paintings = {style.name: files[style.painting] for style in card.styles if style.painting}
-    return StoredModel(card, files[card.graph], vectors, previews, paintings)
+    freezing, frozen = (files[card.tiling.freezing], files[card.tiling.frozen]) if card.tiling else (b"", b"")
+    return StoredModel(card, files[card.graph], vectors, previews, paintings, freezing, frozen)
 
 
 def _reason(error: Exception) -> str:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from service.models.store import NAME_PATTERN, PHOTO, Vector
 
 MAX_WEIGHT = 1e6
+STRIP_ROWS = 256
 
 Pixels = npt.NDArray[np.uint8]  # (H, W, 3) sRGB
 Rows = npt.NDArray[np.float32]  # (R, D), one style vector for each run of the network; D is 0 for a classic one
@@ -87,9 +88,13 @@ def blend(photo: Pixels, outputs: Sequence[Pixels] | Pixels, strength: float) ->
 
 
 def _rounded(base: Pixels, plus: Pixels, minus: Pixels, weight: float) -> Pixels:
-    """base + weight * (plus - minus), to the nearest value of a pixel."""
-    change = plus.astype(np.float32)
-    change -= minus
-    change *= np.float32(weight)
-    change += base
-    return np.clip(np.rint(change, out=change), 0, 255, out=change).astype(np.uint8)
+    """base + weight * (plus - minus), to the nearest value of a pixel; a strip at a time, for large pictures' sake."""
+    result = np.empty_like(base)
+    for top in range(0, len(base), STRIP_ROWS):
+        strip = slice(top, top + STRIP_ROWS)
+        change = plus[strip].astype(np.float32)
+        change -= minus[strip]
+        change *= np.float32(weight)
+        change += base[strip]
+        result[strip] = np.clip(np.rint(change, out=change), 0, 255, out=change)
+    return result

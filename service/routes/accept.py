@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TypeVar, cast
+
 from service.errors import NotAcceptable
-from service.images import FORMATS, Format
+from service.images import FORMATS, AnyFormat
+
+F = TypeVar("F", bound=AnyFormat)
 
 
-def negotiate(accept: str | None, own: Format) -> Format:
-    """The format that ``accept`` likes best; the photo's ``own`` where it has no preference. Raises NotAcceptable."""
+def negotiate(accept: str | None, own: F, formats: Sequence[AnyFormat] = FORMATS) -> F:
+    """The one of ``formats`` that ``accept`` likes best; the photo's ``own`` where it has no preference.
+
+    Raises NotAcceptable.
+    """
     if accept is None or not accept.strip():
         return own
     ranges = _ranges(accept)
-    qualities = {format: _quality(format, ranges) for format in FORMATS}
-    best = max(FORMATS, key=lambda format: (qualities[format], format == own))
+    qualities = {format: _quality(format, ranges) for format in formats}
+    best = max(formats, key=lambda format: (qualities[format], format == own))
     if qualities[best] == 0:
-        raise NotAcceptable(f"Accept: {accept[:100]} leaves none of {', '.join(f'image/{f}' for f in FORMATS)}")
-    return best
+        raise NotAcceptable(f"Accept: {accept[:100]} leaves none of {', '.join(f'image/{f}' for f in formats)}")
+    return cast(F, best)
 
 
 def _ranges(accept: str) -> dict[str, float]:
@@ -35,7 +43,7 @@ def _number(text: str) -> float:
     return quality if 0 <= quality <= 1 else 0.0
 
 
-def _quality(format: Format, ranges: dict[str, float]) -> float:
+def _quality(format: AnyFormat, ranges: dict[str, float]) -> float:
     """The most specific range decides."""
     for media_range in (f"image/{format}", "image/*", "*/*"):
         if media_range in ranges:

@@ -23,6 +23,7 @@ from service.jobs.parameters import Parameters
 from service.jobs.supervisor import Supervisor
 from service.jobs.webhook import UrlRefused, Webhooks
 from service.models.store import feature_weights
+from service.models.style import Mix
 from service.orders import FILES, MIN_SIDE, GatysFields, JobView, Offer
 from service.routes.accept import negotiate
 from service.routes.conditional import matches
@@ -81,7 +82,18 @@ class OrderDesk:
     def _offer(self, named: bool) -> Offer:
         networks = [name for name in NETWORKS if feature_weights(self._store, name)]
         paintings = self._engine.catalog.paintings() if named else {}
-        return Offer(self._limits.max_iterations, self._limits.max_side, networks, paintings, self._webhook_refusal)
+        return Offer(
+            self._limits.max_iterations,
+            self._limits.max_side,
+            networks,
+            paintings,
+            self._webhook_refusal,
+            self._model_for,
+        )
+
+    def _model_for(self, mix: Mix) -> str | None:
+        able = self._engine.catalog.models_with(set(mix.weights))
+        return able[0].name if able else None
 
     def _webhook_refusal(self, url: str) -> str | None:
         if self._webhooks is None:
@@ -120,9 +132,7 @@ def jobs_router(desk: OrderDesk, supervisor: Supervisor, limits: UploadLimits) -
     async def gatys(request: Request) -> Response:
         supervisor.check_available()
         order = await desk.order(await read_upload(request, limits, FILES, ()), request)
-        job, _ = await asyncio.to_thread(supervisor.queue.submit, order)
-        await supervisor.submitted()
-        return _answer(job, 202)
+        return await accepted(supervisor, order)
 
     @router.get("/jobs/{id}", summary="A job", response_model=JobView)
     async def get_job(id: str) -> Response:
@@ -166,6 +176,13 @@ def jobs_router(desk: OrderDesk, supervisor: Supervisor, limits: UploadLimits) -
         return _answer(await _job(supervisor, id), 202) if before == "running" else Response(status_code=204)
 
     return router
+
+
+async def accepted(supervisor: Supervisor, order: Order) -> Response:
+    """An order's job, 202. Raises Saturated."""
+    job, _ = await asyncio.to_thread(supervisor.queue.submit, order)
+    await supervisor.submitted()
+    return _answer(job, 202)
 
 
 async def _job(supervisor: Supervisor, id: str) -> Job:

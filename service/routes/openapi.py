@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, get_args
 
 from service.errors import PROBLEMS
-from service.images import FORMATS
+from service.images import FORMATS, AnyFormat
 from service.jobs.parameters import Init, NetworkName, Optimizer, PresetName
 from service.schemas import Problem
 
@@ -24,6 +24,13 @@ _FIELDS: dict[str, dict[str, Any]] = {
         "default": 1,
         "description": "0 gives the photo back, 1 the full style.",
     },
+    "stroke": {
+        "type": "number",
+        "minimum": 1,
+        "maximum": 16,
+        "description": "Strokes so many times as large as the network's own. Default: 1 up to 2 megapixels; larger "
+        "pictures look like their preview of 1,024 px, only sharper.",
+    },
     "max_side": {
         "type": "integer",
         "minimum": 1,
@@ -32,8 +39,9 @@ _FIELDS: dict[str, dict[str, Any]] = {
     },
     "format": {
         "type": "string",
-        "enum": list(FORMATS),
-        "description": "Of the answer; else `Accept` decides, else it is the photo's own.",
+        "enum": list(get_args(AnyFormat)),
+        "description": "Of the answer; else `Accept` decides, else it is the photo's own. `gif` is for animations; of "
+        "an animation a `jpeg` shows the first frame.",
     },
     "quality": {
         "type": "integer",
@@ -82,8 +90,12 @@ STYLIZE: dict[str, Any] = {
     "responses": {
         200: {
             "description": "The stylised picture: the photo's size after EXIF orientation and `max_side`.",
-            "content": {f"image/{format}": {"schema": _BINARY} for format in FORMATS},
+            "content": {f"image/{format}": {"schema": _BINARY} for format in get_args(AnyFormat)},
             "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in _HEADERS.items()},
+        },
+        202: {
+            "description": "Too large to wait for: a Job, as `POST /gatys` gives; `Location` says where to follow it.",
+            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/JobView"}}},
         },
     },
     "openapi_extra": {
@@ -94,7 +106,7 @@ STYLIZE: dict[str, Any] = {
         + [{"name": "X-Deadline-Ms", "in": "header", "required": False, "schema": _DEADLINE}],
         "requestBody": {
             "required": True,
-            "content": {f"image/{format}": {"schema": _BINARY} for format in FORMATS}
+            "content": {f"image/{format}": {"schema": _BINARY} for format in get_args(AnyFormat)}
             | {
                 "multipart/form-data": {
                     "schema": {
@@ -146,7 +158,8 @@ GATYS: dict[str, Any] = {
                         }
                         | _GATYS_CHOICES
                         | _GATYS_NUMBERS
-                        | {name: _FIELDS[name] for name in ("max_side", "preserve_color", "format", "quality")},
+                        | {name: _FIELDS[name] for name in ("max_side", "preserve_color", "quality")}
+                        | {"format": {"type": "string", "enum": list(FORMATS)}},
                         "additionalProperties": False,
                     }
                 }

@@ -8,21 +8,34 @@ import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from fastapi import APIRouter, Request, Response
 
+from service.animations import (
+    MOVING,
+    Animation,
+    AnimationLimits,
+    Film,
+    encode_film,
+    may_be_animation,
+    open_animation,
+)
 from service.batching import Admission
 from service.engine import Engine
-from service.errors import ClientGone, DeadlineExceeded, TooManyPixels
-from service.images import Format, Photo, Picture, decode, encode, open_photo
+from service.errors import ClientGone, DeadlineExceeded, GatysUnavailable, InvalidFields, Offence, TooManyPixels
+from service.images import FORMATS, AnyFormat, Format, Photo, Picture, decode, encode, open_photo
+from service.jobs.job import Order
+from service.jobs.parameters import LargeParameters
+from service.jobs.supervisor import Supervisor
 from service.masks import Mask
 from service.metrics import Metrics, Stopwatch
-from service.models.catalog import ServedModel
-from service.models.style import Pixels
-from service.painting import decode_masks, finished, model_for, open_mask
+from service.models.catalog import Moving, ServedModel, Stroked
+from service.models.style import Pixels, Rows
+from service.painting import check_film, decode_masks, decode_moving, finished, model_for, open_mask, stroke_of
 from service.routes.accept import negotiate
+from service.routes.jobs import accepted
 from service.routes.openapi import STYLIZE
 from service.routes.upload import Upload, UploadLimits, read_upload
 from service.schemas import StylizeFields
@@ -32,26 +45,56 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class PictureLimits:
-    """Pixels of a photo taken in; default of its longer side in pixels, whose square bounds a result's pixels."""
+    """Pixels of a photo taken in; default of a result's longer side; pixels of a result that a client waits for; and
+    what is taken in of animations."""
 
     max_pixels: int
     max_side: int
+    sync_max_pixels: int
+    animation: AnimationLimits
+
+
+@dataclass(frozen=True)
+class _Moving:
+    """An order of an animation."""
+
+    animation: Animation
+    mask: Photo | None
+    fields: StylizeFields
+    model: ServedModel
+    rows: Rows
+    format: AnyFormat
+
+    @property
+    def frames(self) -> int:
+        """A JPEG shows the first alone."""
+        return 1 if self.format == "jpeg" else self.animation.frames
 
 
 class Stylizer:
-    """Takes an upload through its stages. ``codec`` is the bounded pool that decodes and encodes."""
+    """Takes an upload through its stages. ``codec`` is the bounded pool that decodes and encodes; ``supervisor`` has
+    what is too large to wait for made as a job."""
 
     def __init__(
-        self, engine: Engine, admission: Admission, codec: Executor, metrics: Metrics, limits: PictureLimits
+        self,
+        engine: Engine,
+        admission: Admission,
+        codec: Executor,
+        metrics: Metrics,
+        limits: PictureLimits,
+        supervisor: Supervisor,
     ) -> None:
         self._engine = engine
         self._admission = admission
         self._codec = codec
         self._metrics = metrics
         self._limits = limits
+        self._supervisor = supervisor
 
-    async def answer(self, upload: Upload, accept: str | None, watch: Stopwatch, give_up: float | None) -> Response:
-        """The stylised picture. ``give_up`` is the deadline by the monotonic clock, if there is one.
+    async def answer(
+        self, upload: Upload, accept: str | None, client: str, watch: Stopwatch, give_up: float | None
+    ) -> Response:
+        """The stylised picture, or its job. ``give_up`` is the deadline by the monotonic clock, if there is one.
 
         Raises what api.md's table of errors says.
         """
@@ -59,32 +102,64 @@ class Stylizer:
         fields = StylizeFields.read(upload.fields, catalog, upload.offences, upload.files)
         model = model_for(fields, catalog)
         with watch.time("decode"):
-            photo = await self._in_codec(open_photo, upload.image, self._limits.max_pixels)
+            animation = await self._animation(upload.image)
+            if animation is None:
+                photo = await self._in_codec(open_photo, upload.image, self._limits.max_pixels)
             # A thread's turn costs more than most requests would use it for.
             mask = await self._in_codec(open_mask, upload.files, self._limits.max_pixels) if upload.files else None
-        format = fields.format or negotiate(accept, photo.format)
-        size = self._size(photo, fields.max_side)
         rows = model.rows(fields.mixes, fields.strength)
-        self._check_rows(size, len(rows))
+        if animation:
+            format = fields.format or negotiate(accept, animation.format, MOVING)
+            moving = _Moving(animation, mask, fields, model, rows, format)
+            return await self._answer_moving(moving, upload, client, watch, give_up)
+        format = _still_format(fields.format) or negotiate(accept, photo.format)
+        size = photo.size_within(fields.max_side or self._limits.max_side)
+        if self._is_large(size, len(rows)):
+            self._check_large(model, size, len(rows))
+            parameters = _large_parameters(fields, model, size, len(rows), format)
+            return await accepted(self._supervisor, Order(client, parameters, {"photo": upload.image, **upload.files}))
         with self._admission.admit(model, size[0] * size[1] * max(1, len(rows)), give_up) as place:
             with watch.time("decode"):
                 picture = await self._in_codec(decode, photo, size)
                 masks = await self._in_codec(decode_masks, mask, fields, size) if mask else []
             outputs = picture.rgb[None]
             if len(rows):
-                outputs = await self._engine.submit(model, place, picture.rgb, rows, watch)
+                network = Stroked(model, stroke) if (stroke := stroke_of(fields, size)) > 1 else model
+                outputs = await self._engine.submit(network, place, picture.rgb, rows, watch)
             with watch.time("encode"):
                 content = await self._in_codec(_developed, model, picture, outputs, fields, masks, format)
             self._admission.codec.learn(size[0] * size[1], watch.durations_s["decode"] + watch.durations_s["encode"])
         self._count(fields, size, watch)
-        headers = {
-            "X-Style": str(fields.style or fields.mask_styles),
-            "X-Model": model.card.label,
-            "Server-Timing": watch.header(),
-            "Cache-Control": "no-store",
-            "Vary": "Accept",
-        }
-        return Response(content, media_type=f"image/{format}", headers=headers)
+        return _answer(content, format, fields, model, watch)
+
+    async def _answer_moving(
+        self, moving: _Moving, upload: Upload, client: str, watch: Stopwatch, give_up: float | None
+    ) -> Response:
+        """As ``answer``, of an animation: its frames are one picture, one below the other."""
+        fields, model, rows, frames = moving.fields, moving.model, moving.rows, moving.frames
+        width, height = size = moving.animation.photo.size_within(fields.max_side or self._limits.max_side)
+        check_film(fields, model, moving.animation, size)
+        if self._is_large((width, height * frames), len(rows)):
+            self._check_large(model, size, len(rows), frames)
+            parameters = _large_parameters(fields, model, size, len(rows), moving.format, frames)
+            return await accepted(self._supervisor, Order(client, parameters, {"photo": upload.image, **upload.files}))
+        with self._admission.admit(model, width * height * frames * max(1, len(rows)), give_up) as place:
+            with watch.time("decode"):
+                film, masks = await self._in_codec(decode_moving, moving.animation, moving.mask, fields, size, frames)
+            outputs = film.strip.rgb[None]
+            if len(rows):
+                outputs = await self._engine.submit(Moving(model, frames), place, film.strip.rgb, rows, watch)
+            with watch.time("encode"):
+                content = await self._in_codec(_developed_film, model, film, outputs, fields, masks, moving.format)
+        self._count(fields, (width, height * frames), watch)
+        return _answer(content, moving.format, fields, model, watch)
+
+    async def _animation(self, content: bytes) -> Animation | None:
+        """What moves, and any GIF; None where it is a photo."""
+        if not may_be_animation(content):
+            return None
+        animation = await self._in_codec(open_animation, content, self._limits.animation)
+        return animation if animation.frames > 1 or animation.format == "gif" else None
 
     @asynccontextmanager
     async def within(self, deadline_s: float | None, watch: Stopwatch) -> AsyncIterator[None]:
@@ -103,23 +178,27 @@ class Stylizer:
             self._metrics.abandoned.labels(watch.stage).inc()
             raise DeadlineExceeded(f"the deadline passed in the stage {watch.stage!r}; allow for more time") from error
 
-    def _size(self, photo: Photo, max_side: int | None) -> tuple[int, int]:
-        """(width, height) of the result, in pixels. Raises TooManyPixels."""
-        width, height = photo.size_within(max_side or self._limits.max_side)
-        most = self._limits.max_side**2
-        if width * height > most:
-            raise TooManyPixels(
-                f"the result would have {width} x {height} pixels; at most {most} are made: "
-                f"ask for a max_side of {self._limits.max_side} or less"
-            )
-        return width, height
+    def _is_large(self, size: tuple[int, int], rows: int) -> bool:
+        """Whether it is more than a client should wait for: a strength between 0 and 1 has two rows."""
+        pixels, most = size[0] * size[1], self._limits.sync_max_pixels
+        return pixels > most or pixels * rows > 2 * most
 
-    def _check_rows(self, size: tuple[int, int], rows: int) -> None:
-        """Regions need a row each: no more work at once than a strength between 0 and 1 may. Raises TooManyPixels."""
-        most = 2 * self._limits.max_side**2
-        if size[0] * size[1] * rows > most:
-            fits = int(max(size) * math.sqrt(most / (size[0] * size[1] * rows)))
-            raise TooManyPixels(f"{rows} runs at {size[0]} x {size[1]} pixels: ask for a max_side of {fits} or less")
+    def _check_large(self, model: ServedModel, size: tuple[int, int], rows: int, frames: int = 1) -> None:
+        """Raises TooManyPixels where such a picture cannot be made even as a job."""
+        pixels = size[0] * size[1] * frames * max(1, rows / 2)
+        try:
+            self._supervisor.check_workers()
+            if model.tiled is None:
+                most, reason = self._limits.sync_max_pixels, f"{model.name} has no graphs for tiles"
+            elif pixels > self._limits.max_pixels:
+                most, reason = self._limits.max_pixels, "for one job"
+            else:
+                return
+        except GatysUnavailable as error:
+            most, reason = self._limits.sync_max_pixels, f"larger ones are jobs, and there are none: {error.detail}"
+        fits = int(max(size) * math.sqrt(most / pixels))
+        wanted = f"{rows * frames} runs at {size[0]} x {size[1]} pixels"
+        raise TooManyPixels(f"{wanted} are too much ({reason}): ask for a max_side of {fits} or less")
 
     def _count(self, fields: StylizeFields, size: tuple[int, int], watch: Stopwatch) -> None:
         for mix in fields.mixes:
@@ -138,6 +217,7 @@ def stylize_router(stylizer: Stylizer, limits: UploadLimits) -> APIRouter:
     @router.post("/stylize", summary="Stylise a photo", response_class=Response, **STYLIZE)
     async def stylize(request: Request) -> Response:
         watch = request.state.watch = Stopwatch()
+        client = request.client.host if request.client else "unknown"
         header = [("deadline_ms", value) for value in request.headers.getlist("x-deadline-ms")]
         deadline_s = _deadline_s(request.query_params.multi_items() + header)
         give_up = None if deadline_s is None else time.monotonic() + deadline_s
@@ -145,7 +225,7 @@ def stylize_router(stylizer: Stylizer, limits: UploadLimits) -> APIRouter:
             upload = await read_upload(request, limits)
             upload.fields.extend(header)
             async with while_connected(request):
-                return await stylizer.answer(upload, request.headers.get("accept"), watch, give_up)
+                return await stylizer.answer(upload, request.headers.get("accept"), client, watch, give_up)
 
     return router
 
@@ -187,8 +267,59 @@ def _deadline_s(fields: list[tuple[str, str]]) -> float | None:
     return None
 
 
+def _large_parameters(
+    fields: StylizeFields,
+    model: ServedModel,
+    size: tuple[int, int],
+    rows: int,
+    format: AnyFormat,
+    frames: int | None = None,
+) -> LargeParameters:
+    stroke = 1.0 if frames else stroke_of(fields, size)
+    return LargeParameters(
+        style=str(fields.style) if fields.style else None,
+        mask_styles=str(fields.mask_styles) if fields.mask_styles else None,
+        strength=fields.strength,
+        preserve_color=fields.preserve_color,
+        stroke=stroke,
+        model=model.name,
+        width=size[0],
+        height=size[1],
+        format=format,
+        quality=fields.quality,
+        iterations=max(1, model.steps(frames, rows) if frames else rows * model.tiles(size, stroke)),
+        frames=frames,
+    )
+
+
+def _still_format(format: AnyFormat | None) -> Format | None:
+    """Raises InvalidFields for what only an animation can be."""
+    if format == "gif":
+        raise InvalidFields([Offence("format", f"gif is for animations; a photo can be {', '.join(FORMATS)}")])
+    return format
+
+
+def _answer(content: bytes, format: AnyFormat, fields: StylizeFields, model: ServedModel, watch: Stopwatch) -> Response:
+    headers = {
+        "X-Style": str(fields.style or fields.mask_styles),
+        "X-Model": model.card.label,
+        "Server-Timing": watch.header(),
+        "Cache-Control": "no-store",
+        "Vary": "Accept",
+    }
+    return Response(content, media_type=f"image/{format}", headers=headers)
+
+
 def _developed(
     model: ServedModel, picture: Picture, outputs: Pixels, fields: StylizeFields, masks: list[Mask], format: Format
 ) -> bytes:
     """The file from the network's outputs (R, H, W, 3)."""
     return encode(finished(model, picture, outputs, fields, masks), format, fields.quality)
+
+
+def _developed_film(
+    model: ServedModel, film: Film, outputs: Pixels, fields: StylizeFields, masks: list[Mask], format: AnyFormat
+) -> bytes:
+    """The file from the network's outputs (R, F H, W, 3)."""
+    strip = finished(model, film.strip, outputs, fields, masks)
+    return encode_film(replace(film, strip=strip), format, fields.quality)

@@ -9,6 +9,8 @@ import { preferred, speak, t } from "/web/strings.js";
 
 const $ = (id) => document.getElementById(id);
 const MASK_SIDE = 512; // pixels
+const PREVIEW_SIDE = 1024;
+const LARGEST_STROKE = 16;
 let photo = null;
 let mixer = null;
 let retrying = null;
@@ -48,7 +50,7 @@ async function download() {
   $("download").disabled = true;
   say(t("paintingFull"));
   try {
-    const { blob, style } = await stylise(await order(photo.blob));
+    const { blob, style } = await paintFull();
     const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(blob) });
     link.download = `${style.replace(/[^a-z0-9_]+/g, "-")}.${blob.type.split("/")[1].replace("jpeg", "jpg")}`;
     link.click();
@@ -64,6 +66,20 @@ async function download() {
   }
 }
 
+/** As large as the photo, with the preview's strokes; or as large as the server makes it. */
+async function paintFull() {
+  const whole = await order(photo.blob);
+  const side = Math.max(...photo.size(Infinity));
+  const stroke = Math.min(LARGEST_STROKE, Math.max(1, side / PREVIEW_SIDE));
+  const progress = (share) => say(t("paintingTiles", { percent: Math.round(100 * share) }));
+  try {
+    return await stylise({ ...whole, fields: { ...whole.fields, max_side: side, stroke } }, undefined, progress);
+  } catch (error) {
+    if (error.code !== "too_many_pixels") throw error;
+    return stylise(whole);
+  }
+}
+
 async function take(blob) {
   try {
     photo = await Photo.open(blob);
@@ -72,7 +88,7 @@ async function take(blob) {
     return;
   }
   brush.begin(photo.size(MASK_SIDE));
-  const small = await photo.within(1024);
+  const small = await photo.within(PREVIEW_SIDE);
   for (const id of ["before", "result"]) show($(id), small);
   $("before").alt = t("before");
   $("handle").value = 0;

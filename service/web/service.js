@@ -2,10 +2,13 @@
 
 import { t } from "/web/strings.js";
 
-/** `message` is for people; `retryAfter` (s) only where the server said when to come back. */
+const POLL_MS = 700;
+
+/** `message` is for people; `code` is the contract's; `retryAfter` (s) only where the server said when to come back. */
 export class Problem extends Error {
-  constructor(message, retryAfter = null) {
+  constructor(message, { code = null, retryAfter = null } = {}) {
     super(message);
+    this.code = code;
     this.retryAfter = retryAfter;
   }
 }
@@ -14,14 +17,26 @@ export async function loadStyles() {
   return (await (await ask("/styles")).json()).styles;
 }
 
-/** `order`: image (Blob), fields (an object), mask (Blob or null). Gives {blob, style}. */
-export async function stylise({ image, fields, mask }, signal) {
+/** `order`: image (Blob), fields (an object), mask (Blob or null). Gives {blob, style}. What is so large that it is a job
+ *  is waited for; `progress(share)` hears of it. */
+export async function stylise({ image, fields, mask }, signal, progress = () => {}) {
   const body = new FormData();
   body.append("image", image, "photo");
   for (const [name, value] of Object.entries(fields)) body.append(name, value);
   if (mask) body.append("mask", mask, "mask.png");
   const response = await ask("/stylize", { method: "POST", body, signal });
+  if (response.status === 202) return finished(await response.json(), progress);
   return { blob: await response.blob(), style: response.headers.get("X-Style") };
+}
+
+async function finished(job, progress) {
+  while (job.status === "queued" || job.status === "running") {
+    await new Promise((resolve) => setTimeout(resolve, POLL_MS));
+    job = await (await ask(job.links.self)).json();
+    progress(job.progress);
+  }
+  if (job.status !== "succeeded") throw new Problem(job.error?.detail ?? t("jobEnded", { status: job.status }));
+  return { blob: await (await ask(job.links.result)).blob(), style: job.parameters.style };
 }
 
 async function ask(path, options) {
@@ -34,6 +49,6 @@ async function ask(path, options) {
   }
   if (response.ok) return response;
   const problem = await response.json().catch(() => ({}));
-  const again = Number(response.headers.get("Retry-After")) || null;
-  throw new Problem(problem.detail ?? t("answered", { status: response.status }), again);
+  const retryAfter = Number(response.headers.get("Retry-After")) || null;
+  throw new Problem(problem.detail ?? t("answered", { status: response.status }), { code: problem.code, retryAfter });
 }

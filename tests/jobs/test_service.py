@@ -263,6 +263,7 @@ def client(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Te
         provider="cpu",
         data_dir=tmp_path_factory.mktemp("data"),
         max_side=600,
+        sync_max_pixels=10**5,
         max_queue_pixels=10**6,
     )
     with TestClient(create_app(settings)) as client:

@@ -22,6 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service.logs": set(),
     "service.tracing": {"service.logs", "service.errors"},
     "service.images": {"service.errors"},
+    "service.animations": {"service.images", "service.errors"},
     "service.models": {"service.models", "service.images", "service.errors"},
     "service.batching": {"service.metrics", "service.errors"},
     "service.engine": {"service.batching", "service.models", "service.metrics", "service.errors"},
@@ -32,10 +33,12 @@ MAY_IMPORT: dict[str, set[str]] = {
         "service.fields", "service.models", "service.images", "service.colour", "service.masks", "service.errors",
     },
     "service.painting": {
+        "service.animations",
         "service.schemas", "service.models", "service.images", "service.colour", "service.masks", "service.errors",
     },
     "service.client": {"service.schemas", "service.images", "service.colour", "service.errors"},
     "service.local": {
+        "service.animations",
         "service.client", "service.painting", "service.schemas", "service.models", "service.images", "service.errors",
     },
     "service.cli": {"service.client", "service.local", "service.images", "service.colour", "service.errors"},
@@ -43,6 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "service.logs", "service.schemas", "service.metrics", "service.tracing", "service.errors",
     },
     "service.routes": {
+        "service.animations",
         "service.routes", "service.engine", "service.schemas", "service.orders", "service.jobs", "service.batching",
         "service.fields", "service.models", "service.painting", "service.masks", "service.images", "service.metrics",
         "service.errors",
@@ -52,7 +56,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "service.jobs": {"service.jobs", "service.metrics", "service.errors"},
     "service.jobs.worker": {
-        "service.gatys", "service.jobs", "service.models.store", "service.images", "service.errors",
+        "service.gatys", "service.jobs", "service.models", "service.painting", "service.schemas", "service.animations",
+        "service.masks", "service.images", "service.errors",
     },
     "service.gatys": {
         "service.gatys", "service.images", "service.colour", "service.masks", "service.jobs.parameters",
@@ -66,7 +71,7 @@ ONLY_HERE = {
     "fastapi": {"service.app", "service.routes"},
     "httpx2": {"service.client"},
     "opentelemetry": {"service.tracing"},
-    "PIL": {"service.images", "service.gatys", "export"},
+    "PIL": {"service.images", "service.animations", "service.gatys", "export"},
 }
 
 

@@ -131,7 +131,7 @@ def test_the_styles_are_listed(where: list[str], capsys: pytest.CaptureFixture[s
         (["a.png"], 2, "no style"),
         (["-s", "red"], 2, "no photo"),
         (["nowhere.png", "-s", "red"], 2, "nowhere.png"),
-        (["a.png", "-s", "red", "-o", "out.gif"], 2, ".webp"),
+        (["a.png", "-s", "red", "-o", "out.bmp"], 2, ".webp"),
         (["a.png", "-s", "red", "--mask", "gone.png"], 2, "gone.png"),
         (["a.png", "b.png", "-s", "red", "-o", "a.png"], 2, "folder"),
         (["a.png", "a.png", "-s", "red", "-o", "out"], 2, "overwrite"),

@@ -47,7 +47,7 @@ def test_500_requests_at_once_never_wait_above_the_bound(monkeypatch: pytest.Mon
             yield place
 
     monkeypatch.setattr(Admission, "admit", watched)
-    app = create_app(Settings(provider="cpu", max_side=64, max_queue_pixels=bound))
+    app = create_app(Settings(provider="cpu", max_side=64, sync_max_pixels=64**2, max_queue_pixels=bound))
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", ws="none"))
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
     address = listener.getsockname()

@@ -138,7 +138,7 @@ def test_an_unknown_style_of_a_region_is_404(client: TestClient) -> None:
 
 
 def test_regions_that_take_too_much_work_are_413_with_a_side_that_works(start: ClientFactory) -> None:
-    client = start(max_side=60)
+    client = start(max_side=60, sync_max_pixels=3600)
     files = {"masks": indexed(np.zeros((4, 6)))}
     styles = ",".join(f"{index}:{style}" for index, style in enumerate(["red", "green"] * 4))
     photo = encoded(gradient(60, 60))

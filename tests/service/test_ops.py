@@ -119,6 +119,7 @@ def test_the_schema_tells_of_both_ways_in_and_of_problems(client: TestClient) ->
         "image/jpeg",
         "image/png",
         "image/webp",
+        "image/gif",
         "multipart/form-data",
     }
     assert {"style", "strength", "deadline_ms"} <= {parameter["name"] for parameter in operation["parameters"]}

@@ -39,7 +39,8 @@ PHOTO = gradient(600, 400)
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with serving(STYLIZE_MODEL_STORE=str(write_store(tmp_path_factory.mktemp("store")))) as (url, _):
+    store, data = write_store(tmp_path_factory.mktemp("store")), tmp_path_factory.mktemp("data")
+    with serving(STYLIZE_MODEL_STORE=str(store), STYLIZE_DATA_DIR=str(data)) as (url, _):
         wait_until_ready(url)
         yield url
 
@@ -146,6 +147,19 @@ def test_only_what_was_brushed_is_painted(page: Page, photo: Path, tmp_path: Pat
     assert np.array_equal(result[:100], PHOTO[:100])
     page.get_by_role("button", name="Whole picture").click()
     assert np.array_equal(saved(page, tmp_path), painted)
+
+
+def test_a_poster_is_a_job_and_saved_in_its_size(page: Page, tmp_path: Path) -> None:
+    large = gradient(2200, 2000)
+    (tmp_path / "large.png").write_bytes(encoded(large))
+    page.set_input_files("#file", tmp_path / "large.png")
+    only(page, "red")
+    said(page, re.compile(r"^Red · "))
+    with page.expect_response(lambda response: response.status == 202):
+        result = saved(page, tmp_path)
+    assert result.shape == large.shape
+    assert np.abs(result.astype(int) - toy_stylized(large, VECTORS["red"])).mean() < 3
+    said(page, re.compile("2200 . 2000"))
 
 
 def test_before_and_after_are_compared_by_the_keyboard(page: Page, photo: Path) -> None:

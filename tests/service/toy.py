@@ -55,6 +55,14 @@ def conditional_graph() -> bytes:
     return _graph(nodes, inputs, [_images("stylized")], constants)
 
 
+def freezing_graph() -> bytes:
+    """The toy has no norms: nothing of a picture goes into a style."""
+    style = helper.make_tensor_value_info("style", TensorProto.FLOAT, ["N", DIMENSION])
+    frozen = helper.make_tensor_value_info("frozen", TensorProto.FLOAT, ["N", DIMENSION])
+    node = helper.make_node("Identity", ["style"], ["frozen"])
+    return _graph([node], [_images("image"), style], [frozen], {})
+
+
 def classic_graph(input_name: str = "image", output_name: str = "stylized") -> bytes:
     """255 - x."""
     constants = {"white": np.float32(255)}
@@ -87,7 +95,8 @@ def write_conditional(
     vectors: dict[str, list[float]] = VECTORS,
     paintings: Mapping[str, bytes] = MappingProxyType({}),
 ) -> Path:
-    files = {"model.onnx": conditional_graph()}
+    graph = conditional_graph()
+    files = {"model.onnx": graph, "freezing.onnx": freezing_graph(), "frozen.onnx": graph}
     for style, vector in vectors.items():
         files[f"styles/{style}.npy"] = _npy(np.array(vector, np.float32))
     styles = [style for style in vectors if style != "photo"]
@@ -97,6 +106,7 @@ def write_conditional(
     style_input = {"name": "style", "dtype": "float32", "shape": ["N", DIMENSION]}
     card = _card(name, "conditional") | {
         "graph": "model.onnx",
+        "tiling": {"freezing": "freezing.onnx", "frozen": "frozen.onnx", "radius_px": 5},
         "inputs": [_tensor("image"), style_input],
         "outputs": [_tensor("stylized")],
         "photo_vector": "styles/photo.npy",
