@@ -21,7 +21,7 @@ from bench.servers import ours
 from bench.work import PHOTO, STYLE, jpeg, shipped
 from service.models.session import cpu_quota
 
-BATCH_PIXELS = {"0, none": 0, "2^16": 2**16, "2^18, shipped": 2**18, "2^20": 2**20}
+BATCH_PIXELS = {"0, none": 0, "2^16, shipped": 2**16, "2^18": 2**18, "2^20": 2**20}
 BATCH_SIDES = (128, 256, 512)
 CLIENTS = 16
 RUN_SIDES = (256, 512)

@@ -60,7 +60,7 @@ class Settings(BaseModel):
         default=2**25, ge=1, description="most pixels that may wait for a network; beyond it requests get 503"
     )
     max_batch_pixels: int = Field(
-        default=2**18, ge=0, description="most pixels that share a run; a larger picture runs alone, 0 batches nothing"
+        default=2**16, ge=0, description="most pixels that share a run; a larger picture runs alone, 0 batches nothing"
     )
     max_wait_ms: float = Field(
         default=0.0, ge=0, le=1000, description="longest that a picture waits for others to share its run, in ms"

@@ -283,7 +283,6 @@ def _failed_run(error: Exception) -> Exception:
     return error
 
 
-_EXHAUSTED = r"out of memory|bad_?alloc|alloc_failed|failed to allocate|smaller than requested"
 _RUNNING: Translation = {
     ort_errors.Fail: _failed_run,
     ort_errors.RuntimeException: _failed_run,
