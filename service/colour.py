@@ -1,8 +1,9 @@
-"""Keeping the photo's colours in a stylised picture. Linear in the pixels, a strip of them at a time."""
+"""Keeping the photo's colours in a stylised picture. In time linear in the pixels, a strip of them at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -11,29 +12,15 @@ import numpy.typing as npt
 PreserveColor = Literal["none", "luminance", "histogram"]
 Pixels = npt.NDArray[np.uint8]  # (H, W, 3) sRGB
 Floats = npt.NDArray[np.float32]
+Moments = npt.NDArray[np.float64]
 
 LUMA = np.array([0.2126, 0.7152, 0.0722], np.float32)  # Rec. 709
 STRIP_PIXELS = 1 << 17
 SAMPLE_PIXELS = 1 << 16
-FIT_ROUNDS = 6  # clipping moves the moments a little; the fit has settled by then
-NOISE = 1e-5  # variance (linear light, 0 to 1) below which a colour counts as flat and is not stretched
-
-
-def _to_linear() -> Floats:
-    encoded = np.arange(256) / 255
-    linear = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
-    return linear.astype(np.float32)
-
-
-def _to_srgb(levels: int = 1 << 14) -> npt.NDArray[np.uint8]:
-    """16384 levels: a step in the steepest, darkest part is a fifth of an 8-bit one."""
-    linear = np.arange(levels) / (levels - 1)
-    encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    return np.asarray(np.rint(255 * encoded), np.uint8)
-
-
-LINEAR = _to_linear()
-SRGB = _to_srgb()
+QUANTILES = np.linspace(0, 1, 65)
+STEEPEST = 4.0  # no difference of luma is stretched further: what is nearly flat stays so
+FIT_ROUNDS = 4  # what is brought into gamut moves the moments a little; the fit has settled by then
+NOISE = 1e-4  # variance (0 to 1) of the grain that any picture is taken to have: nothing is stretched that is finer
 
 
 def keep_color(
@@ -42,10 +29,13 @@ def keep_color(
     """``stylized`` in the photo's colours; both (H, W, 3). Where ``alpha`` (H, W) is 0 no colour is counted.
 
     ``luminance``: every pixel has the luma of the stylised picture and the chroma and hue of the photo's pixel (Gatys
-    et al. 2016, "Preserving Color in Neural Artistic Style Transfer"). ``histogram``: one affine map gives the picture
-    the photo's mean and covariance in linear light, moving colours as little as can be (Pitié and Kokaram 2007).
-    Unlike the papers, a colour outside sRGB is drawn towards the grey of its own luma instead of being clipped a
-    channel at a time: that keeps its luma and its hue, and gives up chroma only.
+    et al. 2016, "Preserving Color in Neural Artistic Style Transfer"). ``histogram``: one affine map brings the picture
+    to the photo's mean and covariance, moving colours as little as can be (Pitié and Kokaram 2007); then its lumas take
+    the photo's quantiles, and its chroma the photo's mean.
+
+    Unlike the papers: a colour outside sRGB is drawn towards the grey of its own luma instead of being clipped a channel
+    at a time, which keeps its luma and its hue and gives up chroma only. And an affine map alone, in linear light above
+    all, puts what is below black there: half of a bright flower before a dark ground (README has the numbers).
     """
     if preserve == "luminance":
         return _with_chroma(stylized, photo)
@@ -66,51 +56,80 @@ def _with_chroma(stylized: Pixels, photo: Pixels) -> Pixels:
 
 def _with_palette(stylized: Pixels, photo: Pixels, alpha: npt.NDArray[np.uint8] | None) -> Pixels:
     visible = slice(None) if alpha is None else alpha.reshape(-1) > 0
-    target, source = (LINEAR[_sample(picture.reshape(-1, 3)[visible])] for picture in (photo, stylized))
+    source, target = (_sample(picture.reshape(-1, 3)[visible]) / np.float32(255) for picture in (stylized, photo))
     if not len(source):
         return stylized
-    matrix, offset = _fit(source, target)
+    recolor = _fit(source, target)
     result = np.empty_like(stylized)
     for strip in _strips(stylized):
-        mapped = _mapped(LINEAR[stylized[strip]], matrix, offset)
-        result[strip] = SRGB[np.rint(mapped * (len(SRGB) - 1)).astype(np.uint16)]
+        result[strip] = np.rint(255 * recolor(stylized[strip] / np.float32(255)))
     return result
 
 
-def _fit(source: Floats, target: Floats) -> tuple[Floats, Floats]:
-    """The affine map whose result, brought into gamut, has the moments of ``target``; both (P, 3) in linear light."""
+@dataclass(frozen=True)
+class _Recolor:
+    """An affine map of colours (…, 3) in 0 to 1; then a curve on their luma, a factor on their chroma, and into gamut."""
+
+    matrix: Moments = field(default_factory=lambda: np.eye(3))
+    offset: Moments = field(default_factory=lambda: np.zeros(3))
+    tones: tuple[Moments, Moments] = field(default_factory=lambda: (np.zeros(1), np.zeros(1)))  # luma -> luma
+    chroma: float = 1.0
+
+    def __call__(self, colours: Floats) -> Floats:
+        mapped = self.mapped(colours)
+        luma: Floats = mapped @ LUMA
+        toned = np.interp(luma, *self.tones).astype(np.float32)
+        return _in_gamut(toned, np.float32(self.chroma) * (mapped - luma[..., None]), 1)
+
+    def mapped(self, colours: Floats) -> Floats:
+        return np.asarray(colours @ self.matrix.T.astype(np.float32) + self.offset.astype(np.float32))
+
+
+def _fit(source: Floats, target: Floats) -> _Recolor:
+    """What gives ``source`` the moments, tones and chroma of ``target``; both (P, 3), 0 to 1."""
     mean, covariance = _moments(target)
-    matrix, offset = np.eye(3), np.zeros(3)
+    grain = NOISE * np.eye(3)
+    recolor = _toned(_Recolor(), source, target)
     for _ in range(FIT_ROUNDS):
-        found, spread = _moments(_mapped(source, matrix.astype(np.float32), offset.astype(np.float32)))
-        step = _transport(spread + NOISE * np.eye(3), covariance)
-        matrix, offset = step @ matrix, step @ (offset - found) + mean
-    return matrix.astype(np.float32), offset.astype(np.float32)
+        found, spread = _moments(recolor(source))
+        step = _transport(spread + recolor.matrix @ grain @ recolor.matrix.T, covariance + grain)
+        moved = replace(recolor, matrix=step @ recolor.matrix, offset=step @ (recolor.offset - found) + mean)
+        recolor = _toned(moved, source, target)
+    for _ in range(FIT_ROUNDS):
+        share = _mean_chroma(target) / max(_mean_chroma(recolor(source)), 1e-3)
+        recolor = replace(recolor, chroma=recolor.chroma * min(share, 2.0))
+    return recolor
 
 
-def _transport(source: npt.NDArray[np.float64], target: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _toned(recolor: _Recolor, source: Floats, target: Floats) -> _Recolor:
+    """With the lumas of ``target``, quantile by quantile, from the middle outwards."""
+    before, after = (np.quantile(colours @ LUMA, QUANTILES) for colours in (recolor.mapped(source), target))
+    steps = np.maximum(np.diff(before), np.diff(after) / STEEPEST)
+    reached = np.concatenate([[0], np.cumsum(steps)])
+    middle = len(QUANTILES) // 2
+    return replace(recolor, tones=(before[middle] + reached - reached[middle], after))
+
+
+def _mean_chroma(colours: Floats) -> float:
+    return float(np.linalg.norm(colours - (colours @ LUMA)[..., None], axis=-1).mean())
+
+
+def _transport(source: Moments, target: Moments) -> Moments:
     """The symmetric T with T source T = target (3 x 3): the Monge-Kantorovich map between two Gaussians."""
     root = _root(source)
     inverse = np.linalg.inv(root)
     return np.asarray(inverse @ _root(root @ target @ root) @ inverse)
 
 
-def _root(matrix: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _root(matrix: Moments) -> Moments:
     values, vectors = np.linalg.eigh(matrix)
     return np.asarray((vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T)
 
 
-def _moments(colours: Floats) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def _moments(colours: Floats) -> tuple[Moments, Moments]:
     mean = colours.mean(axis=0, dtype=np.float64)
     centred = colours - mean
     return mean, centred.T @ centred / len(colours)
-
-
-def _mapped(colours: Floats, matrix: Floats, offset: Floats) -> Floats:
-    mapped: Floats = colours @ matrix.T + offset
-    luma: Floats = mapped @ LUMA
-    within: Floats = np.clip(luma, 0, 1)
-    return _in_gamut(within, mapped - luma[..., None], 1)
 
 
 def _in_gamut(luma: Floats, chroma: Floats, white: float) -> Floats:
