@@ -33,9 +33,9 @@ def keep_color(
     to the photo's mean and covariance, moving colours as little as can be (Pitié and Kokaram 2007); then its lumas take
     the photo's quantiles, and its chroma the photo's mean.
 
-    Unlike the papers: a colour outside sRGB is drawn towards the grey of its own luma instead of being clipped a channel
-    at a time, which keeps its luma and its hue and gives up chroma only. And an affine map alone, in linear light above
-    all, puts what is below black there: half of a bright flower before a dark ground (README has the numbers).
+    Unlike the papers: a colour outside sRGB is drawn towards the grey of its own luma instead of being clipped a
+    channel at a time, which keeps its luma and its hue and gives up chroma only. And an affine map alone, in linear
+    light above all, turns half of a bright flower before a dark ground black (README has the numbers).
     """
     if preserve == "luminance":
         return _with_chroma(stylized, photo)
@@ -68,7 +68,7 @@ def _with_palette(stylized: Pixels, photo: Pixels, alpha: npt.NDArray[np.uint8] 
 
 @dataclass(frozen=True)
 class _Recolor:
-    """An affine map of colours (…, 3) in 0 to 1; then a curve on their luma, a factor on their chroma, and into gamut."""
+    """An affine map of colours (…, 3), 0 to 1; then a curve on their luma, a factor on their chroma, and into gamut."""
 
     matrix: Moments = field(default_factory=lambda: np.eye(3))
     offset: Moments = field(default_factory=lambda: np.zeros(3))
