@@ -31,8 +31,8 @@ from service.terminal import (
 
 SERVER = "http://127.0.0.1:8000"
 FIELDS = (
-    "style", "preset", "content_weight", "style_weight", "tv_weight", "init", "optimizer", "iterations", "network",
-    "max_side", "preserve_color", "quality", "seed",
+    "style", "style_image_weights", "preset", "content_weight", "style_weight", "tv_weight", "init", "optimizer",
+    "iterations", "network", "max_side", "preserve_color", "quality", "seed",
 )  # fmt: skip
 
 
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     """As of ``service.cli.main``. Ctrl-C cancels the job that is going on."""
     options = _parser().parse_args(arguments)
     try:
-        if (options.painting is None) == (options.style is None):
+        if (not options.painting) == (options.style is None):
             raise WrongUse("either a painting, -p FILE, or a style whose painting the server ships, -s STYLE")
         with Client(options.server) as client:
             return _optimize(client, plan(options.photos, options.output), options)
@@ -62,7 +62,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add: Any = parser.add_argument
     add("photos", nargs="+", metavar="PHOTO", help="a JPEG, PNG or WebP file, a folder of them, or a pattern")
-    add("-p", "--painting", type=Path, help="the painting: an image file")
+    add("-p", "--painting", type=Path, action="append", default=[], help="the painting: an image file; or several")
+    add("--style-image-weights", metavar="W,W", help="how much each painting counts (default: all alike)")
     add("-s", "--style", metavar="MIX", help="instead: styles whose paintings the server ships")
     add("-o", "--output", type=Path, help="a file for one photo, a folder for several; default: beside each photo")
     add("--preset", choices=get_args(PresetName), help="default: balanced")
@@ -85,15 +86,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _optimize(client: Client, work: Sequence[tuple[Path, Path | None]], options: argparse.Namespace) -> int:
-    painting, mask = (read(path) if path else None for path in (options.painting, options.mask))
-    label = options.painting.stem if options.painting else options.style.replace(":", "-").replace(",", "-")
+    paintings, mask = tuple(read(path) for path in options.painting), read(options.mask) if options.mask else None
+    label = "-".join(path.stem for path in options.painting) or options.style.replace(":", "-").replace(",", "-")
     fields = {name: getattr(options, name) for name in FIELDS}
     failed = 0
     for photo, target in work:
         named = cast(Format | None, named_format(target) if len(work) == 1 else None)  # gif: the server says that not
         try:
             format = options.format or named
-            order = GatysOrder(photo.read_bytes(), style_image=painting, mask=mask, format=format, **fields)
+            order = GatysOrder(photo.read_bytes(), style_image=paintings, mask=mask, format=format, **fields)
             made = _followed(client, order, photo.name, options.quiet)
             path = write(made.content, made.format, photo, target, label)
         except (Refused, OSError) as error:

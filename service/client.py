@@ -93,19 +93,20 @@ class Order:
     @property
     def files(self) -> dict[str, bytes]:
         """The masks that were given."""
-        return {name: content for name, content in _files(self).items() if name != "image"}
+        return {name: content for name, content in _files(self) if name != "image"}
 
 
 @dataclass(frozen=True)
 class GatysOrder:
     """One picture to be optimised, as ``POST /gatys`` takes it; None leaves a field to the preset or the server.
 
-    ``image``, ``style_image`` (the painting; or else ``style``) and ``mask`` are files' bytes. Raises nothing: the
-    server names every offence at once.
+    ``image``, ``style_image`` (the painting, or several; or else ``style``) and ``mask`` are files' bytes;
+    ``style_image_weights`` is like ``0.7,0.3``. Raises nothing: the server names every offence at once.
     """
 
     image: bytes = field(repr=False)
-    style_image: bytes | None = field(default=None, repr=False)
+    style_image: bytes | tuple[bytes, ...] | None = field(default=None, repr=False)
+    style_image_weights: str | None = None
     style: str | None = None
     preset: PresetName | None = None
     content_weight: float | None = None
@@ -402,15 +403,16 @@ def _given(order: Order | GatysOrder) -> Iterator[tuple[str, Any]]:
 
 
 def _fields(order: Order | GatysOrder) -> dict[str, str]:
-    return {name: str(value) for name, value in _given(order) if not isinstance(value, bytes)}
+    return {name: str(value) for name, value in _given(order) if not isinstance(value, bytes | tuple)}
 
 
-def _files(order: Order | GatysOrder) -> dict[str, bytes]:
-    return {name: value for name, value in _given(order) if isinstance(value, bytes)}
+def _files(order: Order | GatysOrder) -> list[tuple[str, bytes]]:
+    found = ((name, value if isinstance(value, tuple) else (value,)) for name, value in _given(order))
+    return [(name, content) for name, contents in found for content in contents if isinstance(content, bytes)]
 
 
 def _multipart(order: Order | GatysOrder) -> dict[str, Any]:
-    return {"data": _fields(order), "files": {name: (name, content) for name, content in _files(order).items()}}
+    return {"data": _fields(order), "files": [(name, (name, content)) for name, content in _files(order)]}
 
 
 def _checked(response: httpx.Response) -> httpx.Response:

@@ -56,13 +56,13 @@ def _with_chroma(stylized: Pixels, photo: Pixels) -> Pixels:
 
 def _with_palette(stylized: Pixels, photo: Pixels, alpha: npt.NDArray[np.uint8] | None) -> Pixels:
     visible = slice(None) if alpha is None else alpha.reshape(-1) > 0
-    source, target = (_sample(picture.reshape(-1, 3)[visible]) / np.float32(255) for picture in (stylized, photo))
+    source, target = (_unit(_sample(picture.reshape(-1, 3)[visible])) for picture in (stylized, photo))
     if not len(source):
         return stylized
     recolor = _fit(source, target)
     result = np.empty_like(stylized)
     for strip in _strips(stylized):
-        result[strip] = np.rint(255 * recolor(stylized[strip] / np.float32(255)))
+        result[strip] = np.rint(255 * recolor(_unit(stylized[strip])))
     return result
 
 
@@ -108,6 +108,10 @@ def _toned(recolor: _Recolor, source: Floats, target: Floats) -> _Recolor:
     reached = np.concatenate([[0], np.cumsum(steps)])
     middle = len(QUANTILES) // 2
     return replace(recolor, tones=(before[middle] + reached - reached[middle], after))
+
+
+def _unit(pixels: Pixels) -> Floats:
+    return np.divide(pixels, 255, dtype=np.float32)
 
 
 def _mean_chroma(colours: Floats) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import secrets
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -16,12 +17,14 @@ from service.fields import invalid, not_files, repeated
 from service.images import Format
 from service.jobs.job import Job, Status
 from service.jobs.parameters import PRESETS, Init, NetworkName, Optimizer, Parameters, PresetName
-from service.models.style import Mix
+from service.models.style import MAX_WEIGHT, Mix
 
 DEFAULT_SIDE = 512  # pixels
 MIN_SIDE = 16  # pixels: VGG halves a picture four times
 LARGEST = 1e12
-FILES = ("style_image", "mask")
+FILES = ("mask",)
+PAINTING = "style_image"  # a file too, once or several times
+MAX_PAINTINGS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +70,23 @@ def _webhook(url: str, info: ValidationInfo) -> str:
     return url
 
 
+def _shares(text: object) -> tuple[float, ...]:
+    """``0.7,0.3`` or ``7,3``, made to sum to 1."""
+    weights = [_positive(part) for part in str(text).split(",")]
+    total = math.fsum(weights)
+    return tuple(weight / total for weight in weights)
+
+
+def _positive(text: str) -> float:
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = math.nan
+    if not 0 < weight <= MAX_WEIGHT:
+        raise ValueError(f"{text[:32]!r} is not a number above 0 and at most {MAX_WEIGHT:g}; weights are like 0.7,0.3")
+    return weight
+
+
 Weight = Annotated[float, Field(ge=0, le=LARGEST, allow_inf_nan=False)]
 
 
@@ -76,6 +96,7 @@ class GatysFields(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
     style: Annotated[Mix, BeforeValidator(Mix.parse), AfterValidator(_paintings)] | None = None
+    style_image_weights: Annotated[tuple[float, ...], BeforeValidator(_shares)] | None = None
     preset: PresetName = "balanced"
     content_weight: Weight | None = None
     style_weight: Annotated[float, Field(gt=0, le=LARGEST, allow_inf_nan=False)] | None = None
@@ -97,39 +118,44 @@ class GatysFields(BaseModel):
         fields: Sequence[tuple[str, str]],
         offer: Offer,
         offences: Iterable[Offence] = (),
-        files: Collection[str] = (),
+        paintings: int = 0,
     ) -> GatysFields:
-        """Validate the fields as they came. ``files`` are which of FILES were sent.
+        """Validate the fields as they came. ``paintings`` is how many were sent as files.
 
         Raises InvalidFields with every offence at once.
         """
         found = list(offences)
         names = {name for name, _ in fields}
         found += repeated(fields)
-        found += not_files(names, FILES)
-        if "style" in names and "style_image" in files:
+        found += not_files(names, (PAINTING, *FILES))
+        if "style" in names and paintings:
             found.append(Offence("style", "not together with style_image"))
-        if "style" not in names and "style_image" not in files:
+        if "style" not in names and not paintings and PAINTING not in names:
             found.append(Offence("style", "required: a style whose painting is in the store, or the file style_image"))
-        values = {name: value for name, value in fields if name not in FILES}
+        if paintings > MAX_PAINTINGS:
+            found.append(Offence(PAINTING, f"{paintings} of them; at most {MAX_PAINTINGS}"))
+        values = {name: value for name, value in fields if name not in (PAINTING, *FILES)}
         try:
             valid = cls.model_validate(values, context=offer)
             if valid.network is None and not offer.networks:
                 found.append(Offence("network", "no weights are in the store: python -m export fetch vgg16"))
+            if valid.style_image_weights and len(valid.style_image_weights) != paintings:
+                detail = f"{len(valid.style_image_weights)} weights for {paintings} style_image files"
+                found.append(Offence("style_image_weights", detail))
         except ValidationError as error:
             found += invalid(error, "unknown field")
         if found:
             raise InvalidFields(found)
         return valid
 
-    def applied(self, offer: Offer, photo_format: Format) -> Parameters:
+    def applied(self, offer: Offer, photo_format: Format, paintings: int = 0) -> Parameters:
         """Everything settled: by the fields, else by the preset, else here."""
         preset = dataclasses.asdict(PRESETS[self.preset])
         preferred: NetworkName = "vgg19" if self.preset == "keras" and "vgg19" in offer.networks else "vgg16"
         chosen = preset | self.model_dump(include=set(preset), exclude_none=True)
         return Parameters(
             preset=self.preset,
-            style=dict(self.style.weights) if self.style else {"style_image": 1.0},
+            style=dict(self.style.weights) if self.style else self._uploaded(paintings),
             content_weight=chosen["content_weight"],
             style_weight=chosen["style_weight"],
             tv_weight=chosen["tv_weight"],
@@ -144,6 +170,11 @@ class GatysFields(BaseModel):
             seed=secrets.randbits(32) if self.seed is None else self.seed,
             start_model=self._start_model(offer),
         )
+
+    def _uploaded(self, paintings: int) -> dict[str, float]:
+        weights = self.style_image_weights or (1 / paintings,) * paintings
+        names = [PAINTING, *(f"{PAINTING}-{number}" for number in range(2, paintings + 1))]
+        return dict(zip(names, weights, strict=True))
 
     def _start_model(self, offer: Offer) -> str | None:
         """`fast` begins with the network's picture, where nobody asked for another start: on four pairs at 256 px it

@@ -10,14 +10,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from service.gatys.losses import Keras, Relative, grams_of, overshoot
+from service.gatys.losses import Keras, Relative, grams_of
 from service.gatys.vgg import VGG
 
 EDGE = 1 / 512  # pixels start this far inside 0-1, where the sigmoid still has a slope
 HISTORY = 20
 FIRST_STEP = 0.01  # mean change of what is optimised that the first line search begins with
 SGD_STEP = 0.002  # mean change of what is optimised in SGD's first step, where it is not Keras's
-PENALTY = 10.0  # weight of the mean squared overshoot, in the losses' own scale
 ADAM_RATE = 0.02
 KERAS_RATE = 100 / 255**2  # its SGD steps on pixels 0-255, ours on 0-1
 DECAY, DECAY_EVERY = 0.96, 100
@@ -110,7 +109,7 @@ def optimize(
     *,
     evaluations: int,
     optimizer: Literal["lbfgs", "adam", "sgd"] = "lbfgs",
-    bounds: Literal["sigmoid", "penalty", "none"] = "sigmoid",
+    bounds: Literal["sigmoid", "none"] = "sigmoid",
     plateau: bool = False,
     done: int = 0,
     observe: Observer | None = None,
@@ -183,8 +182,6 @@ class _Search:
         self.best_losses.append(min(losses.total, self.best_losses[-1]))
         if self.observe:
             self.observe(Evaluation(self.count, losses, picture.detach()))
-        if self.bounds == "penalty":
-            loss = loss + PENALTY * overshoot(picture)[0]
         scaled = loss * self.objective.measure.scale
         scaled.backward()  # type: ignore[no-untyped-call]
         gradient = self.variable.grad

@@ -13,7 +13,7 @@ Init = Literal["content", "noise", "style"]
 Optimizer = Literal["lbfgs", "adam", "sgd"]
 NetworkName = Literal["vgg16", "vgg19"]
 MeasureName = Literal["relative", "gatys2015", "keras"]
-Bounds = Literal["sigmoid", "penalty", "none"]
+Bounds = Literal["sigmoid", "none"]
 Pooling = Literal["max", "average"]
 Precision = Literal["auto", "fp32", "bf16"]
 

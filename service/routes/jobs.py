@@ -24,7 +24,7 @@ from service.jobs.supervisor import Supervisor
 from service.jobs.webhook import UrlRefused, Webhooks
 from service.models.store import feature_weights
 from service.models.style import Mix
-from service.orders import FILES, MIN_SIDE, GatysFields, JobView, Offer
+from service.orders import FILES, MIN_SIDE, PAINTING, GatysFields, JobView, Offer
 from service.routes.accept import negotiate
 from service.routes.conditional import matches
 from service.routes.openapi import GATYS
@@ -62,13 +62,12 @@ class OrderDesk:
         if key is not None and not IDEMPOTENCY_KEY.fullmatch(key):
             offences.append(Offence("Idempotency-Key", "must be 1 to 255 visible ASCII characters"))
         offer = self._offer(named=any(name == "style" for name, _ in upload.fields))
-        fields = GatysFields.read(upload.fields, offer, offences, upload.files)
+        uploaded = upload.several.get(PAINTING, [])
+        fields = GatysFields.read(upload.fields, offer, offences, len(uploaded))
         photo = await self._in_codec(open_photo, upload.image, self._limits.max_pixels)
         format = fields.format or negotiate(request.headers.get("accept"), photo.format)
-        parameters = fields.applied(offer, format)
-        paintings = (
-            [offer.paintings[name] for name in parameters.style] if fields.style else [upload.files["style_image"]]
-        )
+        parameters = fields.applied(offer, format, len(uploaded))
+        paintings = [offer.paintings[name] for name in parameters.style] if fields.style else uploaded
         files = await self._in_codec(self._files, photo, paintings, upload.files.get("mask"), parameters)
         return Order(
             client=request.client.host if request.client else "unknown",
@@ -113,7 +112,7 @@ class OrderDesk:
         files = {"photo": encode(decode(photo, size), "png", 100)}
         for index, content in enumerate(paintings):
             painting = open_photo(content, self._limits.max_pixels)
-            _check_size("style_image", (painting.width, painting.height))
+            _check_size(PAINTING, (painting.width, painting.height))
             picture = decode(painting, painting.size_within(parameters.max_side))
             files[f"painting-{index}"] = encode(replace(picture, alpha=None), "png", 100)
         if mask is not None:
@@ -131,7 +130,7 @@ def jobs_router(desk: OrderDesk, supervisor: Supervisor, limits: UploadLimits) -
     @router.post("/gatys", summary="Optimise a picture", status_code=202, response_model=JobView, **GATYS)
     async def gatys(request: Request) -> Response:
         supervisor.check_available()
-        order = await desk.order(await read_upload(request, limits, FILES, ()), request)
+        order = await desk.order(await read_upload(request, limits, FILES, (), (PAINTING,)), request)
         return await accepted(supervisor, order)
 
     @router.get("/jobs/{id}", summary="A job", response_model=JobView)

@@ -7,6 +7,7 @@ from typing import Any, get_args
 from service.errors import PROBLEMS
 from service.images import FORMATS, AnyFormat
 from service.jobs.parameters import Init, NetworkName, Optimizer, PresetName
+from service.orders import MAX_PAINTINGS
 from service.schemas import Problem
 
 PROBLEM_TYPE = "application/problem+json"
@@ -146,7 +147,16 @@ GATYS: dict[str, Any] = {
                         "required": ["image"],
                         "properties": {
                             "image": _BINARY,
-                            "style_image": _BINARY | {"description": "The painting; or else `style`."},
+                            "style_image": {
+                                "type": "array",
+                                "items": _BINARY,
+                                "maxItems": MAX_PAINTINGS,
+                                "description": "The painting, or several; or else `style`.",
+                            },
+                            "style_image_weights": {
+                                "type": "string",
+                                "description": "How much each counts, as `0.7,0.3`; all alike by default.",
+                            },
                             "style": {
                                 "type": "string",
                                 "description": "A style whose painting the store ships, or a mix of such.",

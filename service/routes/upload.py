@@ -39,12 +39,14 @@ class UploadLimits:
 
 @dataclass(frozen=True)
 class Upload:
-    """The image's bytes, the fields as they came, and what is already known to be wrong with them."""
+    """The image's bytes, the fields as they came, and what is already known to be wrong with them. ``several`` has the
+    files that may come more than once."""
 
     image: bytes
     fields: list[tuple[str, str]]
     offences: list[Offence] = field(default_factory=list)
     files: dict[str, bytes] = field(default_factory=dict)
+    several: dict[str, list[bytes]] = field(default_factory=dict)
 
 
 async def read_upload(
@@ -52,9 +54,10 @@ async def read_upload(
     limits: UploadLimits,
     files: tuple[str, ...] = FILES,
     later: tuple[str, ...] = LATER_FIELDS,
+    several: tuple[str, ...] = (),
 ) -> Upload:
-    """Read an image and its fields, whichever of the two ways they came. ``files`` may come beside it; what is
-    ``later`` is neither read nor refused here.
+    """Read an image and its fields, whichever of the two ways they came. ``files`` may come beside it, and ``several``
+    any number of times; what is ``later`` is neither read nor refused here.
 
     Raises UnsupportedMediaType, TooManyBytes, UploadTooSlow, MalformedUpload or ClientGone.
     """
@@ -64,7 +67,7 @@ async def read_upload(
         async with asyncio.timeout(limits.timeout_s):
             if media_type == MULTIPART:
                 form = await _Parser(request, limits.max_bytes).parse()
-                return await _from_form(form, query, files, later)
+                return await _from_form(form, query, files, later, several)
             if media_type in IMAGE_TYPES:
                 content = b"".join([chunk async for chunk in _bounded(request, limits.max_bytes)])
                 return Upload(content, query)
@@ -109,9 +112,14 @@ class _Parser(MultiPartParser):
 
 
 async def _from_form(
-    form: FormData, query: list[tuple[str, str]], allowed: tuple[str, ...], later: tuple[str, ...]
+    form: FormData,
+    query: list[tuple[str, str]],
+    allowed: tuple[str, ...],
+    later: tuple[str, ...],
+    repeatable: tuple[str, ...],
 ) -> Upload:
     images, fields, offences, files = [], list(query), [], {}
+    several: dict[str, list[bytes]] = {}
     for name, value in form.multi_items():
         if name in later:
             fields.append((name, ""))
@@ -119,13 +127,17 @@ async def _from_form(
             images.append(value)
         elif name == IMAGE_FIELD:
             offences.append(Offence(name, "must be sent as a file"))
-        elif name in allowed:
+        elif name in repeatable and not isinstance(value, str):
+            several.setdefault(name, []).append(await value.read())
+        elif name in (*allowed, *repeatable):
             if isinstance(value, str) or name in files:
                 offences.append(Offence(name, NOT_A_FILE if isinstance(value, str) else REPEATED))
             else:
                 files[name] = await value.read()
         elif not isinstance(value, str):
-            offences.append(Offence(name[:64], f"is a file; only {', '.join((IMAGE_FIELD, *allowed))} may be"))
+            offences.append(
+                Offence(name[:64], f"is a file; only {', '.join((IMAGE_FIELD, *repeatable, *allowed))} may be")
+            )
         elif name == "deadline_ms":
             offences.append(Offence(name, "belongs into the query, or into the header X-Deadline-Ms"))
         else:
@@ -134,7 +146,7 @@ async def _from_form(
         offences.append(Offence(IMAGE_FIELD, "required: the photo, as a file" if not images else "more than one"))
     content = await images[0].read() if images else b""
     await form.close()
-    return Upload(content, fields, offences, files)
+    return Upload(content, fields, offences, files, several)
 
 
 _RECEIVING: Translation = {

@@ -19,6 +19,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from service.app import create_app
+from service.client import Client, GatysOrder
 from service.settings import Settings
 from tests.jobs.conftest import PAINTING, PATIENCE_S, PHOTO, ROOT, Service, wait_for
 from tests.service.conftest import wait_until_loaded
@@ -75,6 +76,23 @@ def test_a_shipped_painting_is_asked_for_by_its_name(serve: Serve) -> None:
     job = service.wait(response.json()["id"])
     assert job["parameters"]["style"] == {"red": 1.0}
     assert service.http.get(f"/jobs/{job['id']}/result").headers["content-type"] == "image/jpeg"
+
+
+def test_several_paintings_count_by_their_weights(serve: Serve) -> None:
+    service = serve()
+    other = encoded(255 - gradient(50, 40))
+    pictures = []
+    with Client(str(service.http.base_url)) as client:
+        for paintings, weights in (((PAINTING,), None), ((PAINTING, other), "3,1"), ((other, PAINTING), "1,3")):
+            order = GatysOrder(PHOTO, paintings, weights, iterations=8, seed=5, format="png")
+            made = client.wait(client.submit(order))
+            pictures.append(made.content)
+            style = made.job.parameters["style"]
+            assert list(style) == ["style_image", "style_image-2"][: len(paintings)]
+            assert sum(style.values()) == pytest.approx(1)
+    assert pictures[0] != pictures[1]
+    difference = np.abs(pixels(pictures[1]).astype(int) - pixels(pictures[2]))
+    assert difference.mean() < 1  # the order of the sums, and nothing else
 
 
 @pytest.mark.parametrize(
@@ -309,6 +327,10 @@ def order(
         ("quality", 0),
         ("seed", -1),
         ("style", "red"),
+        ("style_image_weights", "1,1"),
+        ("style_image_weights", "-1"),
+        ("style_image_weights", "nan"),
+        ("style_image_weights", ""),
         ("webhook_url", "https://example.org/"),
         ("deadline_ms", 5),
         ("colour", 1),
@@ -351,6 +373,11 @@ def test_a_picture_too_small_to_have_features_is_refused(client: TestClient, siz
     small = encoded(gradient(*size))
     assert [error["field"] for error in order(client, small).json()["errors"]] == ["image"]
     assert [error["field"] for error in order(client, painting=small).json()["errors"]] == ["style_image"]
+
+
+def test_more_than_eight_paintings_are_refused(client: TestClient) -> None:
+    response = client.post("/gatys", files=[("image", ("a", PHOTO)), *[("style_image", ("b", PAINTING))] * 9])
+    assert [error["field"] for error in response.json()["errors"]] == ["style_image"]
 
 
 def test_what_is_no_picture_is_400(client: TestClient) -> None:
