@@ -74,6 +74,7 @@ def publish(
             + ((TensorSpec(name="style", dtype="float32", shape=("N", vectors.shape[1])),) if conditional else ()),
             outputs=(TensorSpec(name="stylized", dtype="uint8", shape=PIXELS),),
             photo_vector=photo_vector,
+            palette_size=2 * graph.transformer.config.norm_widths[-1] if conditional else 0,
             styles=tuple(entries),
             files=checksums(folder),
             training=training_record(run),

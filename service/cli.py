@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -72,6 +73,8 @@ def _parser() -> argparse.ArgumentParser:
         help="a JPEG, PNG, WebP or GIF file, a folder of them, or a pattern ('*.jpg')",
     )
     add("-s", "--style", metavar="MIX", help="a style, or a mix: starry_night:0.7,great_wave:0.3")
+    add("--style-fine", metavar="MIX", help="whose strokes, with -s or --style-coarse for the palette")
+    add("--style-coarse", metavar="MIX", help="whose palette, with -s or --style-fine for the strokes")
     add("-o", "--output", type=Path, help="a file for one photo, a folder for several; default: beside each photo")
     add("-l", "--list", action="store_true", help="list the styles and stop")
     add("--strength", type=float, help="0 gives the photo back, 1 is the full style (default 1)")
@@ -100,7 +103,7 @@ def _list(service: Client | Local) -> int:
 
 def _plan(options: argparse.Namespace) -> list[tuple[Path, Path | None]]:
     """Raises WrongUse."""
-    if not (options.style or options.masks):
+    if not (options.style or options.masks or (options.style_fine and options.style_coarse)):
         raise WrongUse("no style: add -s STYLE (--list names them)")
     return plan(options.photos, options.output)
 
@@ -116,6 +119,8 @@ def _paint(fill: Fill, work: list[tuple[Path, Path | None]], options: argparse.N
             order = Order(
                 photo.read_bytes(),
                 style=options.style,
+                style_fine=options.style_fine,
+                style_coarse=options.style_coarse,
                 strength=options.strength,
                 preserve_color=options.preserve_color,
                 stroke=options.stroke,
@@ -142,7 +147,8 @@ def _paint(fill: Fill, work: list[tuple[Path, Path | None]], options: argparse.N
 
 
 def _style_names(applied: str) -> list[str]:
-    return [next(part for part in item.split(":") if not part.isdigit()) for item in applied.split(",")]
+    items = [item.rpartition("=")[2] for item in re.split("; |,", applied)]
+    return [next(part for part in item.split(":") if not part.isdigit()) for item in items]
 
 
 def _progress(done: int, total: int, name: str, quiet: bool, share: float) -> None:

@@ -30,7 +30,7 @@ from service.images import AnyFormat, Format
 from service.jobs.job import FINAL, UNFINISHED, Event, EventType
 from service.jobs.parameters import Init, NetworkName, Optimizer, PresetName
 from service.orders import JobView
-from service.schemas import Style, Styles
+from service.schemas import Style, Styles, applied_style
 
 TIMEOUT_S = 120.0
 SILENCE_S = 60.0  # longest time without an event: the service tells every 15 s that it is still there
@@ -84,6 +84,8 @@ class Order:
     mask: bytes | None = field(default=None, repr=False)
     masks: bytes | None = field(default=None, repr=False)
     mask_styles: str | None = None
+    style_fine: str | None = None
+    style_coarse: str | None = None
 
     @property
     def fields(self) -> dict[str, str]:
@@ -459,7 +461,7 @@ def _succeeded(job: JobView) -> JobView:
 
 def _of_job(job: JobView, content: bytes) -> Stylized:
     asked = job.parameters
-    return Stylized(content, asked["format"], asked["style"] or asked["mask_styles"], asked["model"], job.id)
+    return Stylized(content, asked["format"], applied_style(asked), asked["model"], job.id)
 
 
 def _transport(url: httpx.URL) -> Translation:

@@ -74,7 +74,7 @@ class Local:
         of = model.tiles(size, stroke_of(fields, size)) * len(model.rows(fields.mixes, fields.strength))
         finished = painted(picture, fields, model, masks, lambda: on_progress(next(tiles) / of))
         content = encode(finished, format, fields.quality)
-        return Stylized(content, format, str(fields.style or fields.mask_styles), model.card.label)
+        return Stylized(content, format, fields.applied_style, model.card.label)
 
     def _fill_moving(
         self, order: Order, animation: Animation, fields: StylizeFields, model: ServedModel, on_progress: OnProgress
@@ -88,4 +88,4 @@ class Local:
         of = model.steps(film.frames, len(model.rows(fields.mixes, fields.strength)))
         finished = painted_film(film, fields, model, masks, lambda: on_progress(next(done) / of))
         content = encode_film(finished, format, fields.quality)
-        return Stylized(content, format, str(fields.style or fields.mask_styles), model.card.label)
+        return Stylized(content, format, fields.applied_style, model.card.label)

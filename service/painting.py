@@ -24,6 +24,8 @@ PREVIEW_SIDE = 1024  # pixels, the longer side: what a large picture looks like 
 def model_for(fields: StylizeFields, catalog: Catalog) -> ServedModel:
     """The model asked for, or the first choice for these styles. Raises InvalidFields where none has them all."""
     able = catalog.models_with(fields.style_names)
+    if any(mix.palette for mix in fields.mixes):
+        able = [model for model in able if model.card.palette_size]
     chosen = [model for model in able if fields.model in (None, model.card.name)]
     if chosen:
         return chosen[0]
@@ -31,7 +33,7 @@ def model_for(fields: StylizeFields, catalog: Catalog) -> ServedModel:
     names = ", ".join(model.card.name for model in able) or "none"
     if fields.model:
         raise InvalidFields([Offence("model", f"{fields.model} cannot do {wanted}; models that can: {names}")])
-    raise InvalidFields([Offence("style" if fields.style else "mask_styles", f"no one model can mix {wanted}")])
+    raise InvalidFields([Offence("mask_styles" if fields.mask_styles else "style", f"no one model can mix {wanted}")])
 
 
 def open_mask(files: Mapping[str, bytes], max_pixels: int) -> Photo | None:

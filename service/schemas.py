@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Annotated, Any, cast
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
@@ -18,6 +18,7 @@ from service.models.style import Mix
 
 NOT_YET = "not in this release"
 LATER_FIELDS = ("style_image",)  # the contract has it, this release does not
+STYLES = ("style", "style_fine", "style_coarse")  # of the whole; of its strokes and its palette
 FILES = ("mask", "masks")  # beside the photo, in multipart alone
 
 
@@ -43,12 +44,17 @@ def _known_regions(regions: Regions, info: ValidationInfo) -> Regions:
     return regions
 
 
+KnownMix = Annotated[Mix, BeforeValidator(Mix.parse), AfterValidator(_known_styles)]
+
+
 class StylizeFields(BaseModel):
     """The fields of ``POST /stylize``, whichever way they came. Validated in the context of a Catalog."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
-    style: Annotated[Mix, BeforeValidator(Mix.parse), AfterValidator(_known_styles)] | None = None
+    style: KnownMix | None = None
+    style_fine: KnownMix | None = None
+    style_coarse: KnownMix | None = None
     mask_styles: Annotated[Regions, BeforeValidator(Regions.parse), AfterValidator(_known_regions)] | None = None
     strength: float = Field(1.0, ge=0, le=1, allow_inf_nan=False)
     preserve_color: PreserveColor = "none"
@@ -64,11 +70,18 @@ class StylizeFields(BaseModel):
         """One for each picture that is painted: the style, or those of the regions in their order."""
         if self.mask_styles:
             return tuple(Mix({name: 1.0}) for name in self.mask_styles.styles.values())
-        return (self.style,) if self.style else ()
+        fine, coarse = self.style_fine or self.style, self.style_coarse or self.style
+        if fine is None or coarse is None:
+            return ()
+        return (fine,) if fine == coarse else (Mix(fine.weights, coarse.weights),)
 
     @property
     def style_names(self) -> set[str]:
-        return {name for mix in self.mixes for name in mix.weights}
+        return {name for mix in self.mixes for name in mix.names}
+
+    @property
+    def applied_style(self) -> str:
+        return applied_style({name: getattr(self, name) for name in (*STYLES, "mask_styles")})
 
     @classmethod
     def read(
@@ -103,20 +116,30 @@ class StylizeFields(BaseModel):
         return valid
 
 
-def _contradictions(names: Collection[str], files: Collection[str]) -> list[Offence]:
+def applied_style(fields: Mapping[str, object]) -> str:
+    """As the header X-Style says it: the mix, or the regions, or where it came in parts, which is which."""
+    given = {name: fields[name] for name in (*STYLES, "mask_styles") if fields[name]}
+    if len(given) == 1:
+        return str(*given.values())
+    return "; ".join(f"{name}={part}" for name, part in given.items())
+
+
+def _contradictions(names: set[str], files: Collection[str]) -> list[Offence]:
     """What is missing, or in the way of something else, among the fields and files that came."""
     if "masks" in files:
         found = [Offence(name, "not together with masks") for name in ("mask",) if name in files]
-        if "style" in names:
-            found.append(Offence("style", "not together with masks: mask_styles says the style of each region"))
+        refused = "not together with masks: mask_styles says the style of each region"
+        found += [Offence(name, refused) for name in STYLES if name in names]
         if "mask_styles" not in names:
             found.append(Offence("mask_styles", "required with masks: index:style,index:style"))
         return found
     if "mask_styles" in names:
         return [Offence("mask_styles", "needs the file masks, an indexed PNG")]
-    if "style" not in names:
-        return [Offence("style", "required: the name of a style, or a mix name:weight,name:weight")]
-    return []
+    if names.issuperset(STYLES):
+        return [Offence("style", "not together with style_fine and style_coarse: nothing is left for it")]
+    if len(names.intersection(STYLES)) == 2 or "style" in names:
+        return []
+    return [Offence("style", "required: the name of a style, or a mix name:weight,name:weight")]
 
 
 class Style(BaseModel):

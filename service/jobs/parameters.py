@@ -112,6 +112,8 @@ class LargeParameters:
     an animation of so many ``frames`` of that size in ``iterations`` steps, where it is not None."""
 
     style: str | None
+    style_fine: str | None
+    style_coarse: str | None
     mask_styles: str | None
     strength: float
     preserve_color: Literal["none", "luminance", "histogram"]

@@ -279,7 +279,17 @@ class _Tiles:
 
 def _fields(parameters: LargeParameters) -> list[tuple[str, str]]:
     """The fields of ``/stylize`` that the parameters came from."""
-    names = ("style", "mask_styles", "strength", "preserve_color", "stroke", "model", "quality")
+    names = (
+        "style",
+        "style_fine",
+        "style_coarse",
+        "mask_styles",
+        "strength",
+        "preserve_color",
+        "stroke",
+        "model",
+        "quality",
+    )
     values = parameters.as_dict()
     return [(name, str(values[name])) for name in names if values[name] is not None]
 

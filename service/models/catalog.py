@@ -65,7 +65,7 @@ class ServedModel:
 
     def rows(self, mixes: Sequence[Mix], strength: float) -> Rows:
         """What to run the network on for some mixes: (R, D), one row a mix, and the photo's between strengths."""
-        return rows_for(self._vectors, mixes, strength)
+        return rows_for(self._vectors, mixes, strength, self.card.palette_size)
 
     def finish(self, photo: Pixels, outputs: Pixels, strength: float, mixes: int) -> Iterator[Pixels]:
         """A picture for each mix, from the outputs (R, H, W, 3) of their ``rows``."""

@@ -92,6 +92,7 @@ class Card(_Frozen):
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
     photo_vector: RelativePath | None = None
+    palette_size: int = Field(default=0, ge=0, description="the last numbers of a vector, which make a style's colours")
     styles: tuple[StyleEntry, ...] = ()
     files: dict[RelativePath, Sha256]
     training: dict[str, Any] = Field(default_factory=dict)
@@ -140,6 +141,8 @@ def _check_graph(card: Card) -> None:
         style = card.inputs[1]
         if style.dtype != "float32" or len(style.shape) != 2 or not isinstance(style.shape[1], int):
             raise ValueError(f"{style.name} must be float32 (N, D) with D a number")
+        if card.palette_size >= style.shape[1]:
+            raise ValueError("palette_size is not less than D")
 
 
 def _check_styles(card: Card) -> None:

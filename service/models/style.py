@@ -21,9 +21,15 @@ Rows = npt.NDArray[np.float32]  # (R, D), one style vector for each run of the n
 
 @dataclass(frozen=True)
 class Mix:
-    """Styles and their weights, which are positive and sum to 1."""
+    """Styles and their weights, which are positive and sum to 1; those of the palette, where the colours are to be
+    another mix's."""
 
     weights: Mapping[str, float]
+    palette: Mapping[str, float] | None = None
+
+    @property
+    def names(self) -> set[str]:
+        return {*self.weights, *(self.palette or ())}
 
     @classmethod
     def parse(cls, text: str) -> Mix:
@@ -56,20 +62,30 @@ def _wrong(name: str, weighted: bool, weight: str) -> list[str]:
     return wrong
 
 
-def rows_for(vectors: Mapping[str, Vector], mixes: Sequence[Mix], strength: float) -> Rows:
+def rows_for(vectors: Mapping[str, Vector], mixes: Sequence[Mix], strength: float, palette_size: int = 0) -> Rows:
     """The vectors to run the network on, (R, D): none at strength 0, each mix's at 1, and in between
-    each one's s_a = (1 - a) s_photo + a s, and s_photo last. A classic network takes an empty row a mix."""
+    each one's s_a = (1 - a) s_photo + a s, and s_photo last. A classic network takes an empty row a mix. The colours
+    are made by the last ``palette_size`` numbers of a vector."""
     if strength == 0:
         return np.empty((0, 0), np.float32)
     if not vectors:
         return np.empty((len(mixes), 0), np.float32)
-    styles = [
-        np.sum([np.float32(weight) * vectors[name] for name, weight in mix.weights.items()], axis=0) for mix in mixes
-    ]
+    styles = [_vector(vectors, mix, palette_size) for mix in mixes]
     if strength == 1:
         return np.asarray(np.stack(styles), np.float32)
     photo = vectors[PHOTO]
     return np.stack([*(photo + np.float32(strength) * (style - photo) for style in styles), photo])
+
+
+def _vector(vectors: Mapping[str, Vector], mix: Mix, palette_size: int) -> Vector:
+    mixed = _sum(vectors, mix.weights)
+    if mix.palette:
+        mixed[-palette_size:] = _sum(vectors, mix.palette)[-palette_size:]
+    return mixed
+
+
+def _sum(vectors: Mapping[str, Vector], weights: Mapping[str, float]) -> Vector:
+    return np.asarray(np.sum([np.float32(weight) * vectors[name] for name, weight in weights.items()], axis=0))
 
 
 def blend(photo: Pixels, outputs: Sequence[Pixels] | Pixels, strength: float) -> Pixels:

@@ -18,6 +18,14 @@ _FIELDS: dict[str, dict[str, Any]] = {
         "description": "A style's name, or a mix `name:weight,name:weight`; weights are normalised to sum 1.",
         "examples": ["starry_night", "starry_night:2,udnie:1"],
     },
+    "style_fine": {
+        "type": "string",
+        "description": "A style or mix for the strokes, where `style`, or `style_coarse`, says the palette.",
+    },
+    "style_coarse": {
+        "type": "string",
+        "description": "A style or mix for the palette, where `style`, or `style_fine`, says the strokes.",
+    },
     "strength": {
         "type": "number",
         "minimum": 0,

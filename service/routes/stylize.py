@@ -278,6 +278,8 @@ def _large_parameters(
     stroke = 1.0 if frames else stroke_of(fields, size)
     return LargeParameters(
         style=str(fields.style) if fields.style else None,
+        style_fine=str(fields.style_fine) if fields.style_fine else None,
+        style_coarse=str(fields.style_coarse) if fields.style_coarse else None,
         mask_styles=str(fields.mask_styles) if fields.mask_styles else None,
         strength=fields.strength,
         preserve_color=fields.preserve_color,
@@ -301,7 +303,7 @@ def _still_format(format: AnyFormat | None) -> Format | None:
 
 def _answer(content: bytes, format: AnyFormat, fields: StylizeFields, model: ServedModel, watch: Stopwatch) -> Response:
     headers = {
-        "X-Style": str(fields.style or fields.mask_styles),
+        "X-Style": fields.applied_style,
         "X-Model": model.card.label,
         "Server-Timing": watch.header(),
         "Cache-Control": "no-store",

@@ -1,4 +1,4 @@
-// How a mix is to be painted: strength, strokes, colours, and by which network.
+// How a mix is to be painted: strength, strokes, colours, palette, and by which network.
 
 import { PREVIEW_SIDE } from "/web/photo.js";
 import { t } from "/web/strings.js";
@@ -12,8 +12,11 @@ export class Looks {
   /** `changed()` is called whenever one of them is another. */
   constructor(changed) {
     this.models = [];
+    this.styles = [];
+    this.painted = [];
     $("strength").addEventListener("input", () => { $("strength-value").value = `${$("strength").value} %`; changed(); });
     $("looks").addEventListener("change", (event) => event.target.id !== "strength" && changed());
+    $("palette").addEventListener("change", () => this.fit(this.painted));
   }
 
   get color() {
@@ -26,12 +29,14 @@ export class Looks {
       strength: $("strength").value / 100,
       preserve_color: this.color,
       stroke: Math.min(LARGEST_STROKE, Math.max(1, checked("stroke") * side / PREVIEW_SIDE)),
+      style_coarse: $("palette").value,
       model: $("model").value,
     };
   }
 
-  /** The networks that there are. */
+  /** The networks that there are, and the styles for a palette. */
   offer(styles) {
+    this.styles = styles;
     this.models = [...new Set(styles.flatMap((style) => style.models))];
     this.draw();
   }
@@ -42,12 +47,22 @@ export class Looks {
     $("model").replaceChildren(new Option(t("modelAny"), AUTOMATIC), ...options);
     $("model").value = chosen;
     $("model-choice").hidden = this.models.length < 2;
+    const palette = this.palette?.name ?? AUTOMATIC;
+    $("palette").replaceChildren(new Option(t("paletteOwn"), AUTOMATIC), ...this.styles.map(({ name, title }) => new Option(title, name)));
+    $("palette").value = palette;
   }
 
-  /** Only networks that have all of `styles` can be chosen; one that has not is given up. */
+  /** The style whose colours were chosen, if any. */
+  get palette() {
+    return this.styles.find((style) => style.name === $("palette").value);
+  }
+
+  /** Only networks that have all of `styles`, and the palette, can be chosen; one that has not is given up. */
   fit(styles) {
+    this.painted = styles;
+    const needed = this.palette ? [...styles, this.palette] : styles;
     for (const option of $("model").options) {
-      option.disabled = option.value !== AUTOMATIC && !styles.every((style) => style.models.includes(option.value));
+      option.disabled = option.value !== AUTOMATIC && !needed.every((style) => style.models.includes(option.value));
     }
     if ($("model").selectedOptions[0]?.disabled) $("model").value = AUTOMATIC;
   }

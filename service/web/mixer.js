@@ -35,8 +35,15 @@ export class Mixer {
     return [...this.weights].map(([name, weight]) => `${name}:${weight}`).join(",");
   }
 
+  /** In words, what the service says that it applied. */
   titleOf(applied) {
-    return applied.split(",").map((part) => {
+    const parts = Object.fromEntries(applied.split("; ").map((part) => part.split("=").reverse()).map(([mix, field = "style"]) => [field, mix]));
+    const style = this.titles(parts.style);
+    return parts.style_coarse ? t("inColours", { style, palette: this.titles(parts.style_coarse) }) : style;
+  }
+
+  titles(mix) {
+    return mix.split(",").map((part) => {
       const [name, weight] = part.split(":");
       const title = this.styles.get(name)?.title ?? name;
       return weight ? `${title} ${Math.round(weight * 100)} %` : title;

@@ -54,6 +54,13 @@ def test_a_picture_too_large_to_wait_for_is_a_job(service: Service) -> None:
         assert "libtorch" not in Path(f"/proc/{worker}/maps").read_text()
 
 
+def test_a_large_picture_has_the_strokes_and_the_palette_asked_for(service: Service) -> None:
+    with Client(str(service.http.base_url)) as client:
+        made = client.fill(Order(PHOTO, "green", style_coarse="negative", format="png"))
+    assert np.array_equal(pixels(made.content), toy_stylized(gradient(*SIZE), [0, 80, 0, 1]))
+    assert made.style == "style=green; style_coarse=negative"
+
+
 def test_smaller_ones_are_answered_at_once(service: Service) -> None:
     assert ask(service, style="red", max_side=30).status_code == 200
 

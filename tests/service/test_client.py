@@ -50,6 +50,7 @@ ORDERS = [
     Order(PNG, "red"),
     Order(PNG, "red:1,green:3", strength=0.3, format="webp", quality=100),
     Order(PNG, "negative", preserve_color="histogram", mask=PNG, max_side=30),
+    Order(PNG, "green", style_coarse="red:1,negative:3", format="png"),
     Order(PNG, masks=encoded(Image.fromarray(PHOTO).quantize(4)), mask_styles="0:red,1:green"),
 ]
 

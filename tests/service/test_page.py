@@ -269,6 +269,17 @@ def test_the_fast_network_can_be_chosen_where_there_is_one(page: Page, photo: Pa
     said(page, "Ink")
 
 
+def test_the_palette_can_be_another_styles(page: Page, photo: Path, tmp_path: Path) -> None:
+    page.set_input_files("#file", photo)
+    only(page, "green")
+    page.get_by_label("In the colours of").select_option("negative")
+    said(page, "Green, in the colours of Negative")
+    assert np.array_equal(saved(page, tmp_path), toy_stylized(PHOTO, [0, 80, 0, 1]))
+    with page.expect_response("**/stylize") as answer:
+        page.get_by_label("In the colours of").select_option("")
+    assert answer.value.headers["x-style"] == "green"
+
+
 def test_strokes_take_the_same_part_of_every_size(page: Page, tmp_path: Path) -> None:
     (tmp_path / "photo.png").write_bytes(encoded(gradient(1536, 1024)))
     page.set_input_files("#file", tmp_path / "photo.png")
@@ -340,6 +351,7 @@ def test_all_of_it_is_done_by_the_keyboard_alone(page: Page, photo: Path) -> Non
         "strength",
         "stroke",
         "color",
+        "palette",
         "model",
         "brush",
         "painting-file",

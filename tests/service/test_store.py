@@ -57,6 +57,7 @@ def test_a_missing_file_is_refused_by_name(tmp_path: Path, path: str) -> None:
         ({"photo_vector": None}, "photo vector"),
         ({"styles": []}, "at least one style"),
         ({"files": {}}, "no sha256 in files"),
+        ({"palette_size": 4}, "palette_size"),
         ({"surprise": 1}, "surprise"),
     ],
 )

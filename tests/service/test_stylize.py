@@ -76,6 +76,39 @@ def test_the_answer_says_what_was_done(client: TestClient) -> None:
     assert all(float(duration) >= 0 for _, duration in stages)
 
 
+@pytest.mark.parametrize(
+    ("fields", "applied"),
+    [
+        ({"style": "green", "style_coarse": "negative"}, "style=green; style_coarse=negative"),
+        ({"style": "negative", "style_fine": "green"}, "style=negative; style_fine=green"),
+        ({"style_fine": "green", "style_coarse": "negative"}, "style_fine=green; style_coarse=negative"),
+    ],
+)
+def test_strokes_of_one_style_in_the_palette_of_another(
+    client: TestClient, fields: dict[str, str], applied: str
+) -> None:
+    response = client.post("/stylize", data=fields, files={"image": PNG})
+    assert np.array_equal(pixels(response.content), toy_stylized(PHOTO, [0, 80, 0, 1]))
+    assert response.headers["x-style"] == applied
+    own = client.post("/stylize", data=fields | {"strength": "0"}, files={"image": PNG})
+    assert np.array_equal(pixels(own.content), PHOTO)
+
+
+@pytest.mark.parametrize(
+    ("fields", "offence"),
+    [
+        ({"style": "red", "style_fine": "red", "style_coarse": "green"}, "style"),
+        ({"style_fine": "red"}, "style"),
+        ({"style_coarse": "red"}, "style"),
+        ({"style": "red", "style_coarse": "ink"}, "style"),
+        ({"style": "red", "style_coarse": "red:0"}, "style_coarse"),
+        ({"style": "red", "style_coarse": "green", "model": "classic_ink"}, "model"),
+    ],
+)
+def test_strokes_and_palettes_that_cannot_be(client: TestClient, fields: dict[str, str], offence: str) -> None:
+    assert offences(client.post("/stylize", data=fields, files={"image": PNG})).keys() == {offence}
+
+
 def test_a_request_id_that_is_not_valid_is_replaced(client: TestClient) -> None:
     assert post(client, headers={"X-Request-ID": "a b" * 100}).headers["x-request-id"] != "a b" * 100
 

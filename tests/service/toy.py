@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 DIMENSION = 4
+PALETTE = 2  # of its last numbers: blue, and how much is inverted
 VECTORS = {
     "photo": [0.0, 0.0, 0.0, 0.0],
     "red": [80.0, 0.0, 0.0, 0.0],
@@ -110,6 +111,7 @@ def write_conditional(
         "inputs": [_tensor("image"), style_input],
         "outputs": [_tensor("stylized")],
         "photo_vector": "styles/photo.npy",
+        "palette_size": PALETTE,
         "styles": [_style(style) | {"vector": f"styles/{style}.npy"} | shipped.get(style, {}) for style in styles],
     }
     return write_model(root, card, files)
