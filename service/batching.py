@@ -153,11 +153,12 @@ class Admission:
         self.waiting_s += expected_s
         place = Place(self, pixels, expected_s)
         answered = False
+        self._metrics.in_flight.inc(pixels)
         try:
-            with self._metrics.in_flight.track_inprogress():
-                yield place
+            yield place
             answered = True
         finally:
+            self._metrics.in_flight.dec(pixels)
             place.leave_queue()
             now = time.monotonic()
             if ahead_s > 0 and (answered or (give_up is not None and now >= give_up)):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
@@ -15,8 +15,17 @@ from prometheus_client.process_collector import ProcessCollector
 
 Stage = Literal["decode", "queue", "infer", "encode"]
 
+OUTCOMES = ("succeeded", "failed", "cancelled")
+ENDS = ("died", "cancelled", "time_limit")
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 180)
 JOB_SECONDS = (1, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
+
+
+class _Untyped(Gauge):
+    """What is counted up, but cannot be called a counter: OpenMetrics' family of a counter ``stylize_jobs_total`` would
+    be ``stylize_jobs``, and that is a gauge."""
+
+    _type = "unknown"
 
 
 class Metrics:
@@ -55,7 +64,9 @@ class Metrics:
         )
         self.queue_depth = Gauge("stylize_queue_depth", "Pictures waiting for a run.", ["model"], registry=registry)
         self.capacity = Gauge("stylize_capacity", "Most pixels that may wait for a run.", registry=registry)
-        self.in_flight = Gauge("stylize_in_flight", "Pictures admitted and not yet answered.", registry=registry)
+        self.in_flight = Gauge(
+            "stylize_in_flight", "Pixels of pictures admitted and not yet answered.", registry=registry
+        )
         self.rejected = Counter(
             "stylize_rejected", "Requests turned away unserved, by the problem's code.", ["reason"], registry=registry
         )
@@ -66,6 +77,7 @@ class Metrics:
             "stylize_abandoned", "Requests given up at a deadline or by their client, by stage.", ["stage"],
             registry=registry,
         )  # fmt: skip
+        _start(self.abandoned, ("upload", *get_args(Stage)))
         self.model_info = Gauge(
             "stylize_model_info", "1 for every model served.", ["model", "version", "sha256", "provider"],
             registry=registry,
@@ -79,10 +91,10 @@ class Metrics:
 
     def _add_jobs(self, registry: CollectorRegistry) -> None:
         self.jobs = Gauge("stylize_jobs", "Jobs kept, by status.", ["status"], registry=registry)
-        # A Counter's family would be called stylize_jobs, as the gauge is; this one is only ever counted up.
-        self.jobs_finished = Gauge(
+        self.jobs_finished = _Untyped(
             "stylize_jobs_total", "Jobs finished: succeeded, failed, cancelled.", ["outcome"], registry=registry
         )
+        _start(self.jobs_finished, OUTCOMES)
         self.job_duration = Histogram(
             "stylize_job_duration_seconds",
             "From a job's first start to its end.",
@@ -98,11 +110,19 @@ class Metrics:
         self.worker_restarts = Counter(
             "stylize_worker_restarts", "Workers that ended early, by reason.", ["reason"], registry=registry
         )
+        _start(self.worker_restarts, ENDS)
+        _start(self.workers, ("idle", "busy"))
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """The body and its content type: OpenMetrics where ``accept`` asks for it, else Prometheus text."""
         encoder, content_type = choose_encoder(accept)
         return encoder(self._registry), content_type
+
+
+def _start(metric: Counter | Gauge, values: Iterable[str]) -> None:
+    """Show every value of its label from the beginning: rates and alerts see no first step otherwise."""
+    for value in values:
+        metric.labels(value)
 
 
 class Stopwatch:

@@ -48,10 +48,11 @@ class Live:
     def metric(self, name: str) -> float:
         return sample(httpx.get(f"{self.url}/metrics").text, name)
 
-    def wait_for(self, name: str, value: float) -> None:
+    def wait_for(self, name: str, value: float | None) -> None:
+        """Until the sample has that value; None is any but 0."""
         give_up = time.monotonic() + PATIENCE_S
-        while self.metric(name) != value:
-            assert time.monotonic() < give_up, f"{name} is {self.metric(name)}, not {value}"
+        while (found := self.metric(name)) != value and not (value is None and found):
+            assert time.monotonic() < give_up, f"{name} is {found}, not {value}"
             time.sleep(0.02)
 
 
