@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: serve test lint check image-test bench clean
+.PHONY: serve test lint check system-packages image-test bench clean
 
 serve: $(VENV)/.serve
 	STYLIZE_PORT=$(PORT) $(BIN)/python -m service
@@ -24,6 +24,13 @@ lint: $(VENV)/.develop
 	$(BIN)/mypy
 
 check: lint test
+
+# What tests use besides Python; without them they are skipped, and say so. Debian's names; as root.
+PACKAGES := chromium haproxy prometheus redis-server
+
+system-packages:
+	apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(PACKAGES) > /dev/null
 
 # the tools that build and run images, as commands: docker, podman, or others with the same words
 IMAGE_BUILD ?= docker build
