@@ -187,12 +187,21 @@ SELECT id FROM (
 
 class EmbeddedQueue:
     """For the processes of one machine. ``owner`` is the one service that the folder belongs to; its workers are not.
+    ``told`` is called when a worker has told of something.
 
     Raises QueueUnusable where the folder cannot be used, or is another service's.
     """
 
-    def __init__(self, root: Path, limits: Limits, *, owner: bool, clock: Callable[[], float] = time.time) -> None:
-        self._root, self._limits, self._clock = root, limits, clock
+    def __init__(
+        self,
+        root: Path,
+        limits: Limits,
+        *,
+        owner: bool,
+        clock: Callable[[], float] = time.time,
+        told: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._root, self._limits, self._clock, self._told = root, limits, clock, told
         self._lock = threading.Lock()
         try:
             self._files = root / "jobs"
@@ -314,11 +323,13 @@ class EmbeddedQueue:
             db.execute("UPDATE jobs SET iteration = ?, loss = ? WHERE id = ?", (iteration, kept, lease.job_id))
             job = self._job(db, self._row(db, lease.job_id))
             _tell(db, lease.job_id, "progress", progress_told(job, eta_s))
+        self._told()
 
     def show(self, lease: Lease, iteration: int, preview: bytes) -> None:
         with self._leased(lease) as db:
             _write(self._files / lease.job_id / "preview.jpg", preview)
             _tell(db, lease.job_id, "preview", preview_told(lease.job_id, iteration))
+        self._told()
 
     def save_checkpoint(self, lease: Lease, content: bytes) -> None:
         with self._leased(lease):

@@ -16,8 +16,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
-from service.errors import NotReady, ServiceError
-from service.jobs.distributed.state import Refused, State
+from service.errors import ConfigurationError, NotReady, ServiceError
+from service.jobs.distributed.state import Refused, Reply, State
 from service.jobs.distributed.tickets import Tickets
 from service.jobs.distributed.volume import Volume, VolumeUnusable
 from service.jobs.job import STATUSES, Event, Job, Lease, Limits, Loss, Order, Status
@@ -57,6 +57,25 @@ class Ended:
 
     jobs: list[Job]
     restarts: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Place:
+    """The URLs of the broker, of the Redis that has the state, and of the pictures' volume."""
+
+    broker_url: str
+    state_url: str
+    pictures_url: str
+
+    def queue(self, limits: Limits, store: str, *, patience_s: float, issues: bool) -> DistributedQueue:
+        """``issues`` tickets, or does jobs only. Raises ConfigurationError naming the variable; whether anything
+        answers at a URL shows when it is used."""
+        try:
+            volume = Volume(self.pictures_url)
+        except (ImportError, ValueError) as error:
+            raise ConfigurationError(f"STYLIZE_PICTURES_URL: {error}") from error
+        tickets = Tickets(self.broker_url) if issues else None
+        return DistributedQueue(State(self.state_url, patience_s), volume, tickets, limits, store)
 
 
 class DistributedQueue:
@@ -151,9 +170,7 @@ class DistributedQueue:
     def ended(self) -> Ended:
         """Each end is told of once, to one process."""
         jobs, restarts = self._call("ended")
-        return Ended(
-            [self.get(job_id) for job_id in jobs], {kind: int(n) for kind, n in _pairs(restarts).items()}
-        )
+        return Ended([self.get(job_id) for job_id in jobs], {kind: int(n) for kind, n in _pairs(restarts).items()})
 
     def troubles(self) -> list[str]:
         """What those who run the service should know."""
@@ -262,7 +279,7 @@ class DistributedQueue:
 
     # How
 
-    def _call(self, command: str, **ask: object) -> Any:
+    def _call(self, command: str, **ask: object) -> Reply:
         try:
             return self._state.call(command, ttl_s=self._limits.result_ttl_s, **ask)
         except Refused as refused:
@@ -277,7 +294,7 @@ class DistributedQueue:
                     raise full(int(queued), float(pace_s)) from refused
             raise
 
-    def _leased(self, command: str, lease: Lease, **ask: object) -> Any:
+    def _leased(self, command: str, lease: Lease, **ask: object) -> Reply:
         return self._call(command, id=lease.job_id, attempt=lease.attempt, lease_s=LEASE_S, **ask)
 
     def _on_volume(self, use: Callable[[], T]) -> T:

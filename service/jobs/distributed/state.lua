@@ -176,7 +176,7 @@ function commands.counts() return call('HGETALL', key('counts')) end
 
 function commands.claim()
   local service = call('GET', key('store'))
-  if service and ask.store ~= '' and ask.store ~= service then
+  if service and service ~= '' and ask.store ~= service then
     call('SETEX', key('refusal'), 60, ask.host .. ' ' .. ask.store .. ' ' .. service)
     refuse('OTHERSTORE ' .. service)
   end

@@ -26,6 +26,9 @@ RETRY_S = 0.5
 REFUSALS = {"NOTFOUND", "LEASELOST", "OTHERORDER", "OTHERSTORE", "FULL"}
 
 
+Reply = Any  # a string, or a list of them: what the command of the script gives
+
+
 class Refused(Exception):
     """The answer is no; ``reason`` is one of REFUSALS, and ``rest`` what it says beside."""
 
@@ -52,7 +55,7 @@ class State:
         self._script = self._redis.register_script((Path(__file__).parent / "state.lua").read_text())
         self._patience_s, self._clock = patience_s, clock
 
-    def call(self, command: str, **ask: object) -> Any:
+    def call(self, command: str, **ask: object) -> Reply:
         """What the command of ``state.lua`` gives. Raises Refused, and NotReady where Redis stays away or cannot
         write."""
         arguments = [command, json.dumps(ask)] + ([repr(self._clock())] if self._clock else [])
@@ -77,7 +80,7 @@ class State:
         them, after Redis was away."""
         while not closing.is_set():
             try:
-                with self._redis.pubsub(ignore_subscribe_messages=True) as channel:
+                with self._redis.pubsub(ignore_subscribe_messages=True) as channel:  # type: ignore[no-untyped-call]
                     channel.subscribe(f"{PREFIX}:told")
                     told("", "")
                     while not closing.is_set():
@@ -90,7 +93,7 @@ class State:
     def close(self) -> None:
         self._redis.close()
 
-    def _patiently(self, ask: Callable[[], Any]) -> Any:
+    def _patiently(self, ask: Callable[[], Reply]) -> Reply:
         give_up = time.monotonic() + self._patience_s
         while True:
             try:
