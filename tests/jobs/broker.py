@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -13,6 +15,46 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from tests.jobs.conftest import PATIENCE_S, wait_for
+
+
+class RabbitServer:
+    """With a name service of its own, so that it meets no other."""
+
+    BINARY = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+
+    def __init__(self, folder: Path) -> None:
+        port, distribution, names = free_port(), free_port(), free_port()
+        self.url = f"amqp://guest:guest@127.0.0.1:{port}//"
+        self._environ = os.environ | {
+            "HOME": str(folder),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "ERL_EPMD_PORT": str(names),
+            "RABBITMQ_NODENAME": f"stylize-{port}@localhost",
+            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODE_PORT": str(port),
+            "RABBITMQ_DIST_PORT": str(distribution),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+            "RABBITMQ_MNESIA_BASE": str(folder / "mnesia"),
+            "RABBITMQ_LOG_BASE": str(folder / "log"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "plugins"),
+        }
+        self._process = subprocess.Popen(
+            [str(self.BINARY)], env=self._environ, stdout=subprocess.DEVNULL, start_new_session=True
+        )
+        wait_for(lambda: _listens(port))
+
+    def stop(self) -> None:
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait(PATIENCE_S)
+        subprocess.run(["epmd", "-kill"], env=self._environ, stdout=subprocess.DEVNULL, timeout=PATIENCE_S)
+
+
+def _listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+    except OSError:
+        return False
+    return True
 
 
 def free_port() -> int:
@@ -66,3 +108,12 @@ def redis(redis_server: RedisServer) -> RedisServer:
     """Empty."""
     redis_server.client.flushall()
     return redis_server
+
+
+@pytest.fixture
+def rabbit(tmp_path: Path) -> Iterator[RabbitServer]:
+    if not RabbitServer.BINARY.exists():
+        pytest.skip("there is no rabbitmq-server: apt-get install rabbitmq-server")
+    server = RabbitServer(tmp_path)
+    yield server
+    server.stop()
