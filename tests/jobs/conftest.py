@@ -70,7 +70,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Service:
     """``python -m service`` on a folder of jobs; killed without warning, and started again, as a test likes."""
 
-    def __init__(self, store: Path, data: Path, *, ready: bool = True, **variables: str) -> None:
+    def __init__(self, store: Path, data: Path, ready: bool = True, /, **variables: str) -> None:
         self.data = data
         self._variables = {
             "STYLIZE_PROVIDER": "cpu",

@@ -76,7 +76,7 @@ class Cluster:
         }
 
     def web(self, ready: bool = True) -> Service:
-        service = Service(self.store, self._folder / "data", ready=ready, **self.variables)
+        service = Service(self.store, self._folder / "data", ready, **self.variables)
         self._stack.callback(service.stop)
         return service
 
@@ -145,9 +145,10 @@ def test_a_step_that_takes_too_long_to_be_cancelled_is_killed(cluster: Callable[
     web.wait(job["id"], "running")
     (hand,) = worker.hands()
     wait_for(lambda: _resident_bytes(hand) > 10**9)  # in the middle of its first evaluation
+    asked = time.monotonic()
     assert web.http.delete(f"/jobs/{job['id']}").status_code == 202
     wait_for(lambda: hand not in worker.hands())
-    assert web.job(job["id"])["iteration"] == 0
+    assert time.monotonic() - asked < 10  # two seconds, on a machine five times slower
     assert web.wait(web.submit()["id"])["attempt"] == 1
     wait_for(lambda: web.metric('stylize_worker_restarts_total{reason="cancelled"}') == 1)
     assert machines.files() == []

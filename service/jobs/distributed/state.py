@@ -86,8 +86,9 @@ class State:
                     while not closing.is_set():
                         if message := channel.get_message(timeout=1.0):
                             told(*message["data"].split())
-            except RedisError as error:
-                log.warning("nobody tells of jobs: %s", error)
+            except (RedisError, OSError, ValueError) as error:  # the last of a connection that ``close`` has closed
+                if not closing.is_set():
+                    log.warning("nobody tells of jobs: %s", error)
                 closing.wait(RETRY_S)
 
     def close(self) -> None:
