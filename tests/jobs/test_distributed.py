@@ -80,9 +80,10 @@ class Cluster:
         self._stack.callback(service.stop)
         return service
 
-    def worker(self, *before: str, **variables: str) -> Worker:
+    def worker(self, *before: str, threads: int = 1, **variables: str) -> Worker:
         settings = {"STYLIZE_MODEL_STORE": str(self.store), "STYLIZE_PROVIDER": "cpu"}
-        worker = Worker(self._folder / "workers.log", settings | self.variables | variables, before)
+        alone = () if threads > 1 else ("taskset", "-c", "0")  # threads beyond the cores would wait for one another
+        worker = Worker(self._folder / "workers.log", settings | self.variables | variables, (*alone, *before))
         self._stack.callback(worker.end)
         return worker
 
@@ -106,7 +107,7 @@ def test_a_job_from_its_order_to_its_result_on_another_machine(cluster: Callable
     first, second = machines.web(), machines.web()
     job = first.submit(iterations=12)
     assert (job["status"], job["position"]) == ("queued", 1)
-    worker = machines.worker()
+    worker = machines.worker(threads=2)
     told = events(second, job["id"])
     assert [id for id, _ in told] == list(range(1, len(told) + 1))
     assert {"progress", "preview"} <= {type for _, type in told}

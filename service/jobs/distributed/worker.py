@@ -202,8 +202,9 @@ def _declare(app: Celery, bench: Bench, foreman: Foreman, host: str) -> None:
             super().on_accepted(pid, time_accepted)
 
         def on_failure(self, exc_info: ExceptionInfo, send_failed_event: bool = True, return_ok: bool = False) -> None:
-            if isinstance(exc_info.exception, WorkerLostError | SystemExit):
-                foreman.died(self.worker_pid, _epitaph(exc_info.exception))
+            error = getattr(exc_info.exception, "exc", exc_info.exception)  # billiard wraps it, to keep its traceback
+            if isinstance(error, WorkerLostError | SystemExit):
+                foreman.died(self.worker_pid, _epitaph(error))
             super().on_failure(exc_info, send_failed_event, return_ok)
 
         def on_timeout(self, soft: bool, timeout: float) -> None:
