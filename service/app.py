@@ -25,7 +25,6 @@ from service.errors import (
     ConfigurationError,
     Internal,
     MethodNotAllowed,
-    ModelRefused,
     NotFound,
     ServiceError,
 )
@@ -136,11 +135,8 @@ def _dispatch(
     except ImportError as error:
         raise ConfigurationError(f"STYLIZE_JOBS_URL needs the extra 'distributed': {error}") from error
     assert settings.jobs_place is not None
-    try:
-        version = ModelStore(settings.model_store).version()
-    except ModelRefused:
-        version = ""  # no worker is refused for it: this process will not be ready, and says why
-    queue = Place(*settings.jobs_place).queue(kept, version, patience_s=1.0, issues=True)
+    store = ModelStore(settings.model_store)
+    queue = Place(*settings.jobs_place).queue(kept, store.version, patience_s=1.0, issues=True)
     return Dispatch(queue, crew, metrics, webhooks, engine.ending)
 
 

@@ -7,10 +7,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -30,6 +33,7 @@ from tests.service.pictures import encoded, gradient, pixels
 from tests.service.toy import write_store
 
 __all__ = ["rabbit", "redis", "redis_server"]
+NOTHING: Mapping[str, str] = MappingProxyType({})
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
 PNG = {"Content-Type": "image/png"}
 LONG = {"iterations": 5000, "preset": "keras"}
@@ -80,10 +84,10 @@ class Cluster:
         self._stack.callback(service.stop)
         return service
 
-    def worker(self, *before: str, threads: int = 1, **variables: str) -> Worker:
+    def worker(self, *before: str, both_cores: bool = False, variables: Mapping[str, str] = NOTHING) -> Worker:
         settings = {"STYLIZE_MODEL_STORE": str(self.store), "STYLIZE_PROVIDER": "cpu"}
-        alone = () if threads > 1 else ("taskset", "-c", "0")  # threads beyond the cores would wait for one another
-        worker = Worker(self._folder / "workers.log", settings | self.variables | variables, (*alone, *before))
+        alone = () if both_cores else ("taskset", "-c", "0")  # threads beyond the cores would wait for one another
+        worker = Worker(self._folder / "workers.log", {**settings, **self.variables, **variables}, (*alone, *before))
         self._stack.callback(worker.end)
         return worker
 
@@ -107,7 +111,7 @@ def test_a_job_from_its_order_to_its_result_on_another_machine(cluster: Callable
     first, second = machines.web(), machines.web()
     job = first.submit(iterations=12)
     assert (job["status"], job["position"]) == ("queued", 1)
-    worker = machines.worker(threads=2)
+    worker = machines.worker(both_cores=True)
     told = events(second, job["id"])
     assert [id for id, _ in told] == list(range(1, len(told) + 1))
     assert {"progress", "preview"} <= {type for _, type in told}
@@ -294,27 +298,107 @@ def test_a_worker_with_another_store_or_volume_is_refused(cluster: Callable[...,
         ({"STYLIZE_MODEL_STORE": str(other)}, "STYLIZE_MODEL_STORE"),
         ({"STYLIZE_PICTURES_URL": f"file://{tmp_path}/elsewhere"}, "STYLIZE_PICTURES_URL"),
     ):
-        worker = machines.worker(**variables)
+        worker = machines.worker(variables=variables)
         assert worker.process.wait(PATIENCE_S) == 3
         assert said in machines.log()
         wait_for(lambda said=said: any(said in trouble for trouble in web.http.get("/readyz").json()["troubles"]))  # type: ignore[misc]
     assert web.job(job["id"])["status"] == "queued"
 
 
-def test_a_worker_whose_store_is_not_the_services_any_more_is_given_no_job(redis: RedisServer, tmp_path: Path) -> None:
-    old, new = (
-        DistributedQueue(State(redis.url), Volume(f"file://{tmp_path}"), None, Limits(), name)
-        for name in ("old", "new")
-    )
+@pytest.fixture
+def open_queue(redis: RedisServer, tmp_path: Path) -> Iterator[Callable[..., DistributedQueue]]:
+    with ExitStack() as stack:
+
+        def open_queue(store: str = "a store") -> DistributedQueue:
+            volume = Volume(f"file://{tmp_path}/pictures")
+            queue = DistributedQueue(State(redis.url), volume, None, Limits(), lambda: store)
+            stack.callback(queue.close)
+            return queue
+
+        yield open_queue
+
+
+def test_a_worker_whose_store_is_not_the_services_any_more_is_given_no_job(
+    open_queue: Callable[..., DistributedQueue],
+) -> None:
+    old, new = open_queue("old"), open_queue("new")
     old.open()
     old.submit(order())
     new.open()
-    with pytest.raises(Misplaced, match=r"old.*new"):
+    with pytest.raises(Misplaced, match=r"another model store than the service's new"):
         old.claim()
+    assert any("another model store" in trouble for trouble in new.troubles())
     assert new.counts()["queued"] == 1
     assert new.claim() is not None
-    for queue in (old, new):
-        queue.close()
+
+
+def test_many_at_once_make_one_job_of_one_key_and_give_each_job_to_one_worker(
+    open_queue: Callable[..., DistributedQueue], tmp_path: Path
+) -> None:
+    queues = [open_queue() for _ in range(4)]
+    with ThreadPoolExecutor(16) as pool:
+        jobs = list(pool.map(lambda nth: queues[nth % 4].submit(order(key="k")), range(32)))
+        assert len({job.id for job, _ in jobs}) == 1
+        assert [new for _, new in jobs].count(True) == 1
+        assert len(list((tmp_path / "pictures").iterdir())) == 1
+        for seed in range(19):
+            queues[0].submit(order(seed=seed))
+        leases = [lease for lease in pool.map(lambda nth: queues[nth % 4].claim(f"worker {nth}"), range(40)) if lease]
+    assert len({lease.job_id for lease in leases}) == len(leases) == 20
+
+
+def test_an_answer_that_was_lost_is_given_again_and_nothing_happens_twice(
+    open_queue: Callable[..., DistributedQueue],
+) -> None:
+    queue = open_queue()
+    job, _ = queue.submit(order())
+    lease = queue.claim("worker")
+    assert lease is not None
+    assert queue.claim("worker") == queue.held("worker") == lease
+    queue.succeed(lease, b"result")
+    assert queue.held("worker") is None
+    assert queue.get(job.id).attempt == 1
+
+
+def test_each_end_and_each_webhook_is_one_web_processes(open_queue: Callable[..., DistributedQueue]) -> None:
+    first, second = open_queue(), open_queue()
+    job, _ = first.submit(replace(order(), webhook_url="https://example.org/hook"))
+    lease = first.claim()
+    assert lease is not None
+    first.succeed(lease, b"result")
+    first.restarted("died")
+    assert ([each.id for each in first.due_webhooks()[0]], second.due_webhooks()[0]) == ([job.id], [])
+    ended = first.ended()
+    assert ([each.id for each in ended.jobs], ended.restarts) == ([job.id], {"died": 1})
+    assert (second.ended().jobs, second.ended().restarts) == ([], {})
+    first.webhook_done(job.id, delivered=True)
+    assert second.due_webhooks() == ([], None)
+
+
+def test_a_redis_that_may_forget_is_told_of(redis: RedisServer, open_queue: Callable[..., DistributedQueue]) -> None:
+    assert open_queue().troubles() == []
+    redis.client.config_set("appendonly", "no")
+    redis.client.config_set("maxmemory-policy", "allkeys-lru")
+    try:
+        assert ["appendonly" in said or "noeviction" in said for said in open_queue().troubles()] == [True, True]
+    finally:
+        redis.client.config_set("maxmemory-policy", "noeviction")
+        redis.client.config_set("appendonly", "yes")
+
+
+def test_a_visibility_timeout_runs_nothing_twice(cluster: Callable[..., Cluster], redis: RedisServer) -> None:
+    machines = cluster()
+    web = machines.web()
+    machines.worker()
+    long = web.submit(**LONG)
+    wait_for(lambda: web.job(long["id"])["iteration"] > 0)
+    (tag,) = redis.client.zrange("unacked_index", 0, -1)
+    redis.client.zadd("unacked_index", {str(tag): 1})  # when it was taken: long ago
+    machines.worker()  # Celery hands it the ticket, for the first worker seems to be dead
+    wait_for(lambda: redis.client.hlen("unacked") == 0 and redis.client.llen("stylize") == 0)
+    quick = web.wait(web.submit()["id"])
+    assert (quick["attempt"], web.job(long["id"])["attempt"], web.job(long["id"])["status"]) == (1, 1, "running")
+    assert web.http.delete(f"/jobs/{long['id']}").status_code == 202
 
 
 def test_a_full_volume_refuses_orders_and_has_jobs_wait(cluster: Callable[..., Cluster], tmp_path: Path) -> None:
@@ -333,7 +417,7 @@ def test_a_full_volume_refuses_orders_and_has_jobs_wait(cluster: Callable[..., C
         assert (refused.status_code, refused.json()["code"]) == (503, "not_ready")
         assert "No space left" in refused.json()["detail"]
         worker = machines.worker()
-        wait_for(lambda: "waits for the volume" in machines.log())
+        wait_for(lambda: any("waits for the volume" in said for said in web.http.get("/readyz").json()["troubles"]))
         assert web.job(job["id"])["status"] == "running"
         filler.unlink()
         assert web.wait(job["id"])["attempt"] == 1

@@ -52,7 +52,7 @@ def open_queue(kind: str, request: pytest.FixtureRequest, tmp_path: Path, clock:
             queue: JobQueue
             if redis:
                 state, volume = State(redis.url, clock=clock), Volume(f"file://{tmp_path}/jobs")
-                queue = DistributedQueue(state, volume, None, limits, "a store")
+                queue = DistributedQueue(state, volume, None, limits, lambda: "a store")
             else:
                 queue = EmbeddedQueue(tmp_path, limits, owner=owner, clock=clock)
             stack.callback(queue.close)

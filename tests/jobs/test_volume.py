@@ -70,7 +70,7 @@ def test_a_volume_is_known_by_its_mark(url: str, tmp_path: Path) -> None:
 
 
 def test_a_job_lives_on_it(url: str, redis: RedisServer) -> None:
-    queue = DistributedQueue(State(redis.url), Volume(url), None, Limits(), "a store")
+    queue = DistributedQueue(State(redis.url), Volume(url), None, Limits(), lambda: "a store")
     queue.open()
     job, _ = queue.submit(order())
     lease = queue.claim()

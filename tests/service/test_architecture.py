@@ -60,9 +60,11 @@ MAY_IMPORT: dict[str, set[str]] = {
         "service.masks", "service.images", "service.errors",
     },
     "service.jobs.distributed.__main__": {
-        "service.jobs", "service.settings", "service.logs", "service.models.store", "service.errors",
+        "service.jobs", "service.settings", "service.logs", "service.errors",
     },
-    "service.jobs.distributed.worker": {"service.jobs", "service.models.session", "service.errors"},
+    "service.jobs.distributed.worker": {
+        "service.jobs", "service.models.session", "service.models.store", "service.errors",
+    },
     "service.gatys": {
         "service.gatys", "service.images", "service.colour", "service.masks", "service.jobs.parameters",
         "service.jobs.job", "service.models.store", "service.errors",

@@ -14,15 +14,15 @@ os.environ.setdefault("REMAP_SIGTERM", "SIGQUIT")
 
 from service.errors import ConfigurationError, ModelRefused
 from service.jobs.distributed.queue import Misplaced, Place
+from service.jobs.distributed.volume import VolumeUnusable
 from service.jobs.distributed.worker import Bench, work
 from service.jobs.job import Limits
 from service.logs import configure
-from service.models.store import ModelStore
 from service.settings import Settings
 
 
 def main() -> int:
-    """0 when told to stop, 2 where the configuration is wrong, 3 where the service has another store or volume."""
+    """0 when told to stop, 2 where the configuration is wrong, 3 where the store or the volume is not the service's."""
     try:
         settings = Settings.from_env(os.environ)
         configure(settings.log)
@@ -30,7 +30,7 @@ def main() -> int:
     except (ConfigurationError, ModelRefused) as error:
         print(f"cannot start: {error}", file=sys.stderr)
         return 2
-    except Misplaced as error:
+    except (Misplaced, VolumeUnusable) as error:
         print(f"refused: {error}", file=sys.stderr)
         return 3
 
@@ -48,7 +48,6 @@ def _bench(settings: Settings) -> Bench:
         settings.gatys_workers,
         settings.job_timeout_s,
         settings.model_store.absolute(),
-        ModelStore(settings.model_store).version(),
         settings.provider,
     )
 

@@ -7,7 +7,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 
-from service.errors import NotFound, NotReady
+from service.errors import ModelRefused, NotReady, ServiceError
 from service.jobs.distributed.queue import DistributedQueue, Misplaced
 from service.jobs.job import FINAL
 from service.jobs.supervisor import AWAY_S, Crew, Supervisor
@@ -81,7 +81,7 @@ class Dispatch(Supervisor):
             self._work.clear()
             try:
                 await self._round()
-            except (NotReady, Misplaced) as error:
+            except (ServiceError, ModelRefused, Misplaced) as error:
                 self._note([str(error)])
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(SWEEP_S):
@@ -89,9 +89,8 @@ class Dispatch(Supervisor):
 
     async def _round(self) -> None:
         queue = self._distributed
-        if not self._opened:
-            await asyncio.to_thread(queue.open)
-            self._opened = True
+        await asyncio.to_thread(queue.open)  # again and again: the store may be another one now, the volume away
+        self._opened = True
         await asyncio.to_thread(queue.sweep)
         await self._account_for(queue)
         if self._webhooks:
@@ -125,6 +124,6 @@ class Dispatch(Supervisor):
         while True:
             try:
                 await duty(self._distributed)
-            except (NotReady, NotFound) as error:
+            except ServiceError as error:
                 log.warning("webhooks wait: %s", error)
                 await asyncio.sleep(AWAY_S)

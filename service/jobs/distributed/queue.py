@@ -7,6 +7,7 @@ issued for what waits) or hands one out twice (a ticket without a job is thrown 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import secrets
@@ -14,9 +15,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
-from service.errors import ConfigurationError, NotReady, ServiceError
+from service.errors import ConfigurationError, NotFound, NotReady, ServiceError
 from service.jobs.distributed.state import Refused, Reply, State
 from service.jobs.distributed.tickets import Tickets
 from service.jobs.distributed.volume import Volume, VolumeUnusable
@@ -67,7 +68,7 @@ class Place:
     state_url: str
     pictures_url: str
 
-    def queue(self, limits: Limits, store: str, *, patience_s: float, issues: bool) -> DistributedQueue:
+    def queue(self, limits: Limits, store: Callable[[], str], *, patience_s: float, issues: bool) -> DistributedQueue:
         """``issues`` tickets, or does jobs only. Raises ConfigurationError naming the variable; whether anything
         answers at a URL shows when it is used."""
         try:
@@ -79,9 +80,12 @@ class Place:
 
 
 class DistributedQueue:
-    """``store`` is the version of the model store that this process has. ``tickets`` is not needed to do jobs."""
+    """``store`` tells the version of the model store that this process has now. ``tickets`` is not needed to do
+    jobs."""
 
-    def __init__(self, state: State, volume: Volume, tickets: Tickets | None, limits: Limits, store: str) -> None:
+    def __init__(
+        self, state: State, volume: Volume, tickets: Tickets | None, limits: Limits, store: Callable[[], str]
+    ) -> None:
         self._state, self._volume, self._tickets = state, volume, tickets
         self._limits, self._store = limits, store
         self._closing = threading.Event()
@@ -93,7 +97,7 @@ class DistributedQueue:
         """Make this process's store and volume those of the service. Raises NotReady, and Misplaced where the volume
         is not the one that the service already has."""
         known = self._call("service")[1]
-        mark = self._call("open", store=self._store, volume=known or self._on_volume(self._volume.mark))
+        mark = self._call("open", store=self._store(), volume=known or self._on_volume(self._volume.mark))
         if not self._on_volume(lambda: self._volume.is_marked(mark)):
             raise Misplaced(
                 f"STYLIZE_PICTURES_URL {self._volume.url} is not the volume of the service's jobs, which bears the mark"
@@ -154,7 +158,7 @@ class DistributedQueue:
 
     def due_webhooks(self) -> tuple[list[Job], float | None]:
         later, *due = self._call("due_webhooks", hold_s=WEBHOOK_HOLD_S)
-        return [self.get(job_id) for job_id in due], float(later) if later else None
+        return self._found(due), float(later) if later else None
 
     def webhook_done(self, job_id: str, delivered: bool) -> None:
         self._call("webhook_done", id=job_id, delivered=delivered, backoff_s=WEBHOOK_BACKOFF_S)
@@ -170,12 +174,12 @@ class DistributedQueue:
     def ended(self) -> Ended:
         """Each end is told of once, to one process."""
         jobs, restarts = self._call("ended")
-        return Ended([self.get(job_id) for job_id in jobs], {kind: int(n) for kind, n in _pairs(restarts).items()})
+        return Ended(self._found(jobs), {kind: int(count) for kind, count in _pairs(restarts).items()})
 
     def troubles(self) -> list[str]:
         """What those who run the service should know."""
-        refusal = self._call("refusal")
-        return ([f"a worker was refused: {refusal}"] if refusal else []) + self._state.weaknesses()
+        complaint = self._call("complaint")
+        return ([complaint] if complaint else []) + self._state.weaknesses()
 
     def listen(self, told: Callable[[str, str], None]) -> None:
         """Begin to call ``told`` with the id of each job that something happens to, and with what, from a thread; with
@@ -191,22 +195,19 @@ class DistributedQueue:
     def admit(self, host: str) -> None:
         """Raises Misplaced where this process may not do the service's jobs."""
         store, mark = self._call("service")
-        reason = None
-        if store and store != self._store:
-            reason = f"{host} has the model store {self._store}, the service has {store}: update STYLIZE_MODEL_STORE"
-        elif mark and not self._volume.is_marked(mark):
-            reason = f"{host} has another volume than the service: STYLIZE_PICTURES_URL is {self._volume.url}"
-        if reason:
-            self._call("refused", reason=reason)
-            raise Misplaced(reason)
+        if store and store != self._store():
+            self._misplaced(f"{host} has another model store than the service's {store}: see STYLIZE_MODEL_STORE")
+        if mark and not self._volume.is_marked(mark):
+            self._misplaced(f"{host} has another volume than the service: STYLIZE_PICTURES_URL is {self._volume.url}")
 
-    def claim(self, holder: str = "", host: str = "") -> Lease | None:
+    def claim(self, holder: str = "") -> Lease | None:
         """``holder`` is the process that will do it: asked by the same one again, the lease is the same. Raises
         Misplaced where the store is not the service's any more."""
         try:
-            return _lease(self._call("claim", store=self._store, holder=holder, host=host, lease_s=LEASE_S))
+            return _lease(self._call("claim", store=self._store(), holder=holder, lease_s=LEASE_S))
         except Refused as refused:
-            raise Misplaced(f"has the model store {self._store}, the service has {refused.rest[0]}") from refused
+            store = refused.rest[0]
+            self._misplaced(f"{holder} has another model store than the service's {store}: see STYLIZE_MODEL_STORE")
 
     def held(self, holder: str) -> Lease | None:
         """What the process does, or did when it died."""
@@ -279,6 +280,18 @@ class DistributedQueue:
 
     # How
 
+    def _misplaced(self, reason: str) -> NoReturn:
+        self._call("complain", reason=reason)
+        raise Misplaced(reason)
+
+    def _found(self, ids: list[str]) -> list[Job]:
+        """Those that were not forgotten meanwhile."""
+        jobs = []
+        for job_id in ids:
+            with contextlib.suppress(NotFound):
+                jobs.append(self.get(job_id))
+        return jobs
+
     def _call(self, command: str, **ask: object) -> Reply:
         try:
             return self._state.call(command, ttl_s=self._limits.result_ttl_s, **ask)
@@ -310,7 +323,9 @@ class DistributedQueue:
             try:
                 return use()
             except VolumeUnusable as error:
-                log.error("job %s waits for the volume: %s", lease.job_id, error)
+                reason = f"job {lease.job_id} waits for the volume: {error}"
+                log.error(reason)
+                self._call("complain", reason=reason)
                 self.check(lease)
                 time.sleep(FULL_S)
 

@@ -177,7 +177,6 @@ function commands.counts() return call('HGETALL', key('counts')) end
 function commands.claim()
   local service = call('GET', key('store'))
   if service and service ~= '' and ask.store ~= service then
-    call('SETEX', key('refusal'), 60, ask.host .. ' ' .. ask.store .. ' ' .. service)
     refuse('OTHERSTORE ' .. service)
   end
   local held = ask.holder ~= '' and call('HGET', key('holders'), ask.holder)
@@ -337,9 +336,9 @@ function commands.service()
   return {call('GET', key('store')) or '', call('GET', key('volume')) or ''}
 end
 
-function commands.refused() call('SETEX', key('refusal'), 60, ask.reason) end
+function commands.complain() call('SETEX', key('complaint'), 60, ask.reason) end
 
-function commands.refusal() return call('GET', key('refusal')) end
+function commands.complaint() return call('GET', key('complaint')) end
 
 local done, reply = pcall(commands[command])
 if done then return reply end

@@ -22,7 +22,9 @@ log = logging.getLogger(__name__)
 
 PREFIX = "{stylize}"  # the braces keep all keys on one node of a cluster
 TIMEOUT_S = 5.0
-RETRY_S = 0.5
+FOREVER_S = math.inf
+RETRY_S, LONGEST_PAUSE_S = 0.5, 4.0
+BUG = "BUG"  # of the script: nothing that waiting would mend
 REFUSALS = {"NOTFOUND", "LEASELOST", "OTHERORDER", "OTHERSTORE", "FULL"}
 
 
@@ -95,7 +97,7 @@ class State:
         self._redis.close()
 
     def _patiently(self, ask: Callable[[], Reply]) -> Reply:
-        give_up = time.monotonic() + self._patience_s
+        give_up, pause_s = time.monotonic() + self._patience_s, RETRY_S
         while True:
             try:
                 return ask()
@@ -103,10 +105,10 @@ class State:
                 reason, *rest = str(error).split() or [""]
                 if isinstance(error, ResponseError) and reason in REFUSALS:
                     raise Refused(reason, rest) from error
+                if reason == BUG:
+                    raise
                 if time.monotonic() >= give_up:
                     raise NotReady([f"the jobs' Redis cannot be used: {error}"], RETRY_S) from error
                 log.warning("the jobs' Redis cannot be used, and is waited for: %s", error)
-                time.sleep(RETRY_S)
-
-
-FOREVER_S = math.inf
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)

@@ -27,12 +27,14 @@ from celery.exceptions import Reject
 from celery.worker import state as worker_state
 from celery.worker.request import Request
 
-from service.errors import DeadlineExceeded, NotFound, NotReady
+from service.errors import DeadlineExceeded, ModelRefused, NotFound, NotReady
 from service.jobs.distributed.queue import DistributedQueue, Misplaced, Place
 from service.jobs.distributed.state import FOREVER_S
 from service.jobs.distributed.tickets import TASK, Tickets, celery_app
+from service.jobs.distributed.volume import VolumeUnusable
 from service.jobs.job import Lease, Limits
 from service.jobs.queue import LeaseLost
+from service.models.store import ModelStore
 
 if TYPE_CHECKING:
     from service.jobs.worker import Worker
@@ -56,11 +58,11 @@ class Bench:
     processes: int
     time_limit_s: float
     store: Path
-    store_version: str
     provider: ProviderChoice
 
     def queue(self, patience_s: float) -> DistributedQueue:
-        return self.place.queue(self.limits, self.store_version, patience_s=patience_s, issues=False)
+        version = ModelStore(self.store).version
+        return self.place.queue(self.limits, version, patience_s=patience_s, issues=False)
 
 
 def work(bench: Bench) -> int:
@@ -72,7 +74,6 @@ def work(bench: Bench) -> int:
     app.conf.update(
         task_time_limit=bench.time_limit_s,
         worker_lost_wait=1.0,
-        worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,
         worker_cancel_long_running_tasks_on_connection_loss=False,  # they are fenced, and go on
     )
@@ -87,6 +88,7 @@ def work(bench: Bench) -> int:
     )
     loaded = [name for name in BEFORE_FORK if name in sys.modules]
     assert not loaded, f"{loaded} may only be imported after the fork"
+    log.info("%s takes jobs, %d at once", host, bench.processes)
     worker.start()
     foreman.give_back(Tickets(bench.place.broker_url))
     return int(worker.exitcode or 0)
@@ -148,7 +150,7 @@ class Hand:
 
     def work(self) -> None:
         """Do the next job, where one waits. Raises Misplaced."""
-        lease = self._queue.claim(holder(self._host, os.getpid()), self._host)
+        lease = self._queue.claim(holder(self._host, os.getpid()))
         if lease:
             with Pulse(self._queue, lease):
                 self._worker.work(lease)
@@ -219,10 +221,14 @@ def _declare(app: Celery, bench: Bench, foreman: Foreman, host: str) -> None:
             if not hands:
                 hands.append(Hand(bench, host))
             hands[0].work()
-        except Misplaced as error:
+        except (Misplaced, ModelRefused, VolumeUnusable) as error:
             log.error("a ticket is refused: %s", error)
             time.sleep(REFUSED_S)
             raise Reject(str(error), requeue=True) from error
+
+
+def _leave_logging_alone(**_: object) -> None:
+    """Celery asks who sets up logging: it is done."""
 
 
 def _epitaph(error: BaseException) -> str:
