@@ -17,7 +17,7 @@ from types import MappingProxyType
 
 import pytest
 
-from service.errors import ConfigurationError
+from service.errors import ConfigurationError, NotReady
 from service.jobs.distributed.queue import DistributedQueue, Misplaced
 from service.jobs.distributed.state import State
 from service.jobs.distributed.tickets import TASK, celery_app
@@ -273,6 +273,8 @@ def test_a_broker_that_is_away_is_told_of_and_jobs_wait_for_it(
     wait_for(lambda: web.http.get("/readyz").status_code == 200)
     running, waiting = web.submit(**LONG), web.submit()
     wait_for(lambda: web.job(running["id"])["iteration"] > 0)
+    watching = ThreadPoolExecutor(1)
+    watched = watching.submit(events, web, running["id"])
     redis.kill()
     try:
         wait_for(lambda: any("Redis" in said for said in web.http.get("/readyz").json()["troubles"]))
@@ -286,6 +288,10 @@ def test_a_broker_that_is_away_is_told_of_and_jobs_wait_for_it(
     assert web.job(running["id"])["attempt"] == 1  # the very same process goes on
     assert worker.hands()
     web.http.delete(f"/jobs/{running['id']}")
+    told = watched.result(PATIENCE_S)  # one stream, over it all
+    watching.shutdown()
+    assert [id for id, _ in told] == list(range(1, len(told) + 1))
+    assert told[-1][1] == "cancelled"
     web.wait(waiting["id"])
 
 
@@ -345,6 +351,29 @@ def test_many_at_once_make_one_job_of_one_key_and_give_each_job_to_one_worker(
             queues[0].submit(order(seed=seed))
         leases = [lease for lease in pool.map(lambda nth: queues[nth % 4].claim(f"worker {nth}"), range(40)) if lease]
     assert len({lease.job_id for lease in leases}) == len(leases) == 20
+
+
+def test_an_order_whose_answer_is_lost_keeps_its_pictures(open_queue: Callable[..., DistributedQueue]) -> None:
+    queue = open_queue()
+    state = queue._state
+    call = state.call
+
+    def answer_lost(command: str, **ask: object) -> object:
+        answer = call(command, **ask)
+        if command == "submit":
+            raise NotReady(["the answer is lost"], 1)
+        return answer
+
+    state.call = answer_lost  # type: ignore[method-assign]
+    with pytest.raises(NotReady):
+        queue.submit(order(key="k"))
+    state.call = call  # type: ignore[method-assign]
+    job, new = queue.submit(order(key="k"))
+    assert not new
+    lease = queue.claim()
+    assert lease is not None
+    assert lease.job_id == job.id
+    assert queue.inputs(lease)["photo"] == b"photo"
 
 
 def test_an_answer_that_was_lost_is_given_again_and_nothing_happens_twice(

@@ -110,8 +110,11 @@ class Dispatch(Supervisor):
                 self._metrics.job_wait.observe(max(0.0, job.started_at - job.created_at))
                 self._metrics.job_duration.labels(job.parameters.preset).observe(job.finished_at - job.started_at)
 
+    async def submitted(self) -> None:
+        """Its ticket is out, and the next sweep counts it."""
+
     async def _count(self) -> None:
-        """The sweep counts; who submits does not wait for it."""
+        """The sweep counts; who cancels does not wait for it."""
 
     def _note(self, troubles: Sequence[str]) -> None:
         for trouble in troubles:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NoReturn, TypeVar
 
-from service.errors import ConfigurationError, NotFound, NotReady, ServiceError
+from service.errors import ConfigurationError, InvalidFields, NotFound, NotReady, Saturated, ServiceError
 from service.jobs.distributed.state import Refused, Reply, State
 from service.jobs.distributed.tickets import Tickets
 from service.jobs.distributed.volume import Volume, VolumeUnusable
@@ -116,7 +116,11 @@ class DistributedQueue:
         self._call("uploading", id=job_id)
         try:
             for name, content in order.files.items():
-                self._on_volume(lambda name=name, content=content: self._volume.write(job_id, f"{name}.image", content))  # type: ignore[misc]
+                self._volume.write(job_id, f"{name}.image", content)
+        except VolumeUnusable as error:
+            self._discard(job_id)
+            raise _away(error) from error
+        try:
             accepted = self._call(
                 "submit",
                 id=job_id,
@@ -125,7 +129,7 @@ class DistributedQueue:
                 max_queued=self._limits.max_queued,
                 **names,
             )
-        except ServiceError:
+        except (Saturated, InvalidFields):  # and not where no answer came: the job may be there
             self._discard(job_id)
             raise
         if accepted != job_id:
@@ -168,8 +172,8 @@ class DistributedQueue:
         self._give_up_leases()
         for job_id in self._call("untidy"):
             self._tidy(job_id)
-        if self._tickets and (missing := self.counts()["queued"] - self._tickets.waiting()) > 0:
-            self._issue(missing)
+        if self._tickets and (queued := self.counts()["queued"]):
+            self._issue(max(0, queued - self._tickets.waiting()))
 
     def ended(self) -> Ended:
         """Each end is told of once, to one process."""
@@ -315,7 +319,7 @@ class DistributedQueue:
         try:
             return use()
         except VolumeUnusable as error:
-            raise NotReady([f"the volume of the jobs' pictures cannot be used: {error}"], FULL_S) from error
+            raise _away(error) from error
 
     def _waiting_for_volume(self, lease: Lease, use: Callable[[], T]) -> T:
         """A job waits for a volume that is full or away, for as long as it may take at all. Raises LeaseLost."""
@@ -404,6 +408,10 @@ class DistributedQueue:
                 self._tickets.issue(count)
             except NotReady as error:
                 log.warning("jobs wait: %s", error)  # the state has them; a sweep issues their tickets
+
+
+def _away(error: VolumeUnusable) -> NotReady:
+    return NotReady([f"the volume of the jobs' pictures cannot be used: {error}"], FULL_S)
 
 
 def _job(row: Mapping[str, str]) -> Job:

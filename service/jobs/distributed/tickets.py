@@ -39,7 +39,7 @@ class Tickets:
         """Raises NotReady where the broker is away."""
         with translating(AWAY):
             for _ in range(count):
-                self._app.send_task(TASK, retry=False)
+                self._app.send_task(TASK, retry=True, retry_policy={"max_retries": 1, "interval_start": 0})
 
     def waiting(self) -> int:
         """Tickets that nobody took. Raises NotReady where the broker is away."""
