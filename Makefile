@@ -26,7 +26,7 @@ lint: $(VENV)/.develop
 check: lint test
 
 # What tests use besides Python; without them they are skipped, and say so. Debian's names; as root.
-PACKAGES := chromium haproxy prometheus redis-server
+PACKAGES := chromium faketime haproxy prometheus rabbitmq-server redis-server
 
 system-packages:
 	apt-get update -qq
@@ -55,5 +55,5 @@ $(VENV)/.serve: pyproject.toml constraints.txt | $(BIN)/python
 # torch first and alone: a CPU build where there is one, instead of several GB of CUDA libraries
 $(VENV)/.develop: pyproject.toml constraints.txt $(VENV)/.serve
 	$(PIP) "$$(grep '^torch==' constraints.txt)"
-	$(PIP) --editable '.[$(RUNTIME),export,gatys,dev]'
+	$(PIP) --editable '.[$(RUNTIME),export,gatys,distributed,dev]'
 	@touch $@

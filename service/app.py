@@ -20,7 +20,14 @@ from service import __version__
 from service.animations import AnimationLimits
 from service.batching import Admission, Batcher
 from service.engine import Engine
-from service.errors import ClientGone, ConfigurationError, Internal, MethodNotAllowed, NotFound, ServiceError
+from service.errors import (
+    ClientGone,
+    ConfigurationError,
+    Internal,
+    MethodNotAllowed,
+    NotFound,
+    ServiceError,
+)
 from service.jobs.job import Limits
 from service.jobs.queue import EmbeddedQueue
 from service.jobs.supervisor import Crew, Supervisor
@@ -71,8 +78,10 @@ def create_app(settings: Settings, tracer: Tracer | None = None) -> FastAPI:
         settings.provider,
     )
     kept = Limits(max_queued=settings.max_jobs, result_ttl_s=settings.result_ttl_s)
-    supervisor = Supervisor(
-        lambda: EmbeddedQueue(crew.data_dir, kept, owner=True), crew, metrics, webhooks, engine.ending
+    supervisor = (
+        _dispatch(settings, kept, crew, metrics, webhooks, engine)
+        if settings.jobs_url
+        else Supervisor(lambda: EmbeddedQueue(crew.data_dir, kept, owner=True), crew, metrics, webhooks, engine.ending)
     )
     animations = AnimationLimits(settings.max_frames, FILM_PIXELS * settings.max_pixels)
     pictures = PictureLimits(settings.max_pixels, settings.max_side, settings.sync_max_pixels, animations)
@@ -96,7 +105,7 @@ def create_app(settings: Settings, tracer: Tracer | None = None) -> FastAPI:
     app.include_router(stylize_router(stylizer, uploads))
     app.include_router(jobs_router(desk, supervisor, uploads))
     app.include_router(styles_router(engine))
-    app.include_router(ops_router(engine, metrics))
+    app.include_router(ops_router(engine, supervisor, metrics))
     app.include_router(pages_router())
     app.mount("/web", web_files(), name="web")
     app.openapi = lambda: _schema(app)  # type: ignore[method-assign]
@@ -114,6 +123,21 @@ def create_admin(engine: Engine) -> Starlette:
         return JSONResponse({"refused": list(refused)}, status_code=409 if refused else 200)
 
     return Starlette(routes=[Route("/-/reload", reload, methods=["POST"])])
+
+
+def _dispatch(
+    settings: Settings, kept: Limits, crew: Crew, metrics: Metrics, webhooks: Webhooks | None, engine: Engine
+) -> Supervisor:
+    """Jobs that are done elsewhere; what it stands on is imported nowhere else."""
+    try:
+        from service.jobs.distributed.dispatch import Dispatch
+        from service.jobs.distributed.queue import Place
+    except ImportError as error:
+        raise ConfigurationError(f"STYLIZE_JOBS_URL needs the extra 'distributed': {error}") from error
+    assert settings.jobs_place is not None
+    store = ModelStore(settings.model_store)
+    queue = Place(*settings.jobs_place).queue(kept, store.version, patience_s=1.0, issues=True)
+    return Dispatch(queue, crew, metrics, webhooks, engine.ending)
 
 
 def _webhooks(settings: Settings) -> Webhooks | None:

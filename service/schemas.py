@@ -177,6 +177,12 @@ class Status(BaseModel):
     status: str
 
 
+class Readiness(Status):
+    """``troubles`` are what to look into though pictures are made: jobs may wait."""
+
+    troubles: list[str]
+
+
 def problem(error: ServiceError, instance: str, request_id: str) -> dict[str, Any]:
     """The members of an error's problem document."""
     return error.members() | {"instance": instance, "request_id": request_id}

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from service.errors import ConfigurationError
 
 PREFIX = "STYLIZE_"
+REDIS_SCHEMES, AMQP_SCHEMES = ("redis", "rediss"), ("amqp", "amqps")
 
 
 class Settings(BaseModel):
@@ -80,6 +92,16 @@ class Settings(BaseModel):
     data_dir: Path = Field(
         default=Path(__file__).parent.parent / "data", description="folder of jobs and their pictures; one service each"
     )
+    jobs_url: SecretStr | None = Field(
+        default=None,
+        description="broker of jobs that are done on other machines, `redis://` or `amqp://`; none: this one does them",
+    )
+    jobs_state_url: SecretStr | None = Field(
+        default=None, description="`redis://`, where the state of such jobs is kept; needed where the broker is AMQP"
+    )
+    pictures_url: str | None = Field(
+        default=None, description="volume of their pictures, the same for all; `file://` of `DATA_DIR` if not set"
+    )
     gatys_workers: int = Field(
         default=1, ge=0, le=64, description="jobs that run at once, a process each; 0 takes none in"
     )
@@ -120,6 +142,33 @@ class Settings(BaseModel):
             raise ValueError(f"{PREFIX}WEBHOOK_HOSTS needs a {PREFIX}WEBHOOK_SECRET to sign with")
         return self
 
+    @field_validator("jobs_url", "jobs_state_url")
+    @classmethod
+    def _is_a_brokers_url(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        schemes = REDIS_SCHEMES if info.field_name == "jobs_state_url" else REDIS_SCHEMES + AMQP_SCHEMES
+        parts = urlsplit(value.get_secret_value() if value else f"{schemes[0]}://none")
+        if parts.scheme not in schemes or not parts.hostname:
+            raise ValueError(f"must begin with {' or '.join(f'{scheme}://' for scheme in schemes)}, and name a host")
+        if parts.port == 0 or (parts.scheme in REDIS_SCHEMES and not re.fullmatch(r"/?\d*", parts.path)):
+            raise ValueError("must have a port above 0, and of Redis the number of a database: redis://host:6379/0")
+        return value
+
+    @model_validator(mode="after")
+    def _state_is_redis(self) -> Self:
+        url = self.jobs_url.get_secret_value() if self.jobs_url else ""
+        if urlsplit(url).scheme in AMQP_SCHEMES and self.jobs_state_url is None:
+            raise ValueError(f"{PREFIX}JOBS_URL with AMQP needs a {PREFIX}JOBS_STATE_URL of Redis for the jobs' state")
+        return self
+
+    @property
+    def jobs_place(self) -> tuple[str, str, str] | None:
+        """The URLs of broker, state and pictures; None where jobs are done here."""
+        if self.jobs_url is None:
+            return None
+        broker = self.jobs_url.get_secret_value()
+        state = self.jobs_state_url.get_secret_value() if self.jobs_state_url else broker
+        return broker, state, self.pictures_url or f"file://{self.data_dir.absolute()}/pictures"
+
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Self:
         """Read every ``STYLIZE_`` variable. Raises ConfigurationError naming each one that is unknown or malformed."""
@@ -144,5 +193,5 @@ def _malformed(given: Mapping[str, str], loc: tuple[int | str, ...], message: st
     if not loc:
         return message.removeprefix("Value error, ")
     name = PREFIX + str(loc[0]).upper()
-    shown = "…" if name.endswith("_SECRET") else repr(given[name])
+    shown = "…" if name.endswith(("_SECRET", "_URL")) else repr(given[name])
     return f"{name}={shown}: {message}"

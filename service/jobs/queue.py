@@ -105,6 +105,61 @@ class JobQueue(Protocol):
         """Give back what it holds; again is no harm."""
 
 
+# What every implementation says.
+
+
+def fingerprint_of(order: Order) -> str:
+    """Of everything that was ordered but a seed that the client left to us."""
+    digest = hashlib.sha256(json.dumps(order.fingerprinted(), sort_keys=True).encode())
+    for name, content in sorted(order.files.items()):
+        digest.update(f"\0{name}\0{len(content)}\0".encode() + hashlib.sha256(content).digest())
+    return digest.hexdigest()
+
+
+def progress_told(job: Job, eta_s: float) -> dict[str, Any]:
+    """The data of a ``progress`` event."""
+    return {
+        "iteration": job.iteration,
+        "iterations": job.parameters.iterations,
+        "progress": job.progress,
+        "loss": dataclasses.asdict(job.loss) if job.loss else None,
+        "eta_s": round(eta_s, 1),
+    }
+
+
+def preview_told(job_id: str, iteration: int) -> dict[str, Any]:
+    """The data of a ``preview`` event."""
+    return {"iteration": iteration, "url": f"/jobs/{job_id}/preview"}
+
+
+def end_told(job_id: str, status: EventType, problem: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The data of a job's last event."""
+    url = {"url": f"/jobs/{job_id}/result"} if status == "succeeded" else {}
+    return {"id": job_id, "status": status} | url | ({"error": problem} if problem else {})
+
+
+def problem_of(job_id: str, error: ServiceError) -> dict[str, Any]:
+    """What a failed job has as its ``error``."""
+    return error.members() | {"instance": f"/jobs/{job_id}"}
+
+
+def deadly(deaths: int, reason: str) -> WorkerLost:
+    return WorkerLost(f"{deaths} workers died of it, the last one {reason}: try a smaller max_side")
+
+
+def key_used() -> InvalidFields:
+    return InvalidFields([Offence("Idempotency-Key", "was used for another order; choose a new one")])
+
+
+def full(queued: int, mean_s: float | None) -> Saturated:
+    """``mean_s`` is how long a job takes, where one was done."""
+    return Saturated(f"{queued} jobs wait; no more are taken in until one of them has begun", mean_s or GUESSED_JOB_S)
+
+
+def unknown(job_id: str, limits: Limits) -> NotFound:
+    return NotFound(f"there is no job {job_id[:64]!r}; results are kept for {limits.result_ttl_s:g} s")
+
+
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -132,12 +187,21 @@ SELECT id FROM (
 
 class EmbeddedQueue:
     """For the processes of one machine. ``owner`` is the one service that the folder belongs to; its workers are not.
+    ``told`` is called when a worker has told of something.
 
     Raises QueueUnusable where the folder cannot be used, or is another service's.
     """
 
-    def __init__(self, root: Path, limits: Limits, *, owner: bool, clock: Callable[[], float] = time.time) -> None:
-        self._root, self._limits, self._clock = root, limits, clock
+    def __init__(
+        self,
+        root: Path,
+        limits: Limits,
+        *,
+        owner: bool,
+        clock: Callable[[], float] = time.time,
+        told: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._root, self._limits, self._clock, self._told = root, limits, clock, told
         self._lock = threading.Lock()
         try:
             self._files = root / "jobs"
@@ -161,7 +225,7 @@ class EmbeddedQueue:
                 self._owned = None
 
     def submit(self, order: Order) -> tuple[Job, bool]:
-        fingerprint = _fingerprint(order)
+        fingerprint = fingerprint_of(order)
         if known := self._known(order, fingerprint):
             return known, False
         job_id = secrets.token_urlsafe(16)
@@ -254,25 +318,18 @@ class EmbeddedQueue:
             pass
 
     def report(self, lease: Lease, iteration: int, loss: Loss | None, eta_s: float) -> None:
-        losses = dataclasses.asdict(loss) if loss else None
-        kept = json.dumps(losses) if losses else None
+        kept = json.dumps(dataclasses.asdict(loss)) if loss else None
         with self._leased(lease) as db:
             db.execute("UPDATE jobs SET iteration = ?, loss = ? WHERE id = ?", (iteration, kept, lease.job_id))
             job = self._job(db, self._row(db, lease.job_id))
-            data = {
-                "iteration": iteration,
-                "iterations": job.parameters.iterations,
-                "progress": job.progress,
-                "loss": losses,
-                "eta_s": round(eta_s, 1),
-            }
-            _tell(db, lease.job_id, "progress", data)
+            _tell(db, lease.job_id, "progress", progress_told(job, eta_s))
+        self._told()
 
     def show(self, lease: Lease, iteration: int, preview: bytes) -> None:
         with self._leased(lease) as db:
             _write(self._files / lease.job_id / "preview.jpg", preview)
-            data = {"iteration": iteration, "url": f"/jobs/{lease.job_id}/preview"}
-            _tell(db, lease.job_id, "preview", data)
+            _tell(db, lease.job_id, "preview", preview_told(lease.job_id, iteration))
+        self._told()
 
     def save_checkpoint(self, lease: Lease, content: bytes) -> None:
         with self._leased(lease):
@@ -300,8 +357,7 @@ class EmbeddedQueue:
                 if deaths < self._limits.max_attempts:
                     db.execute("UPDATE jobs SET status = 'queued' WHERE id = ?", (lease.job_id,))
                     return "queued"
-                detail = f"{deaths} workers died of it, the last one {reason}: try a smaller max_side"
-                self._finish(db, lease.job_id, "failed", WorkerLost(detail))
+                self._finish(db, lease.job_id, "failed", deadly(deaths, reason))
             self._drop_inputs(lease.job_id)
         except LeaseLost:
             pass
@@ -363,7 +419,7 @@ class EmbeddedQueue:
     def _row(self, db: sqlite3.Connection, job_id: str) -> sqlite3.Row:
         row: sqlite3.Row | None = db.execute("SELECT * FROM jobs WHERE id = ?", (job_id,)).fetchone()
         if row is None:
-            raise NotFound(f"there is no job {job_id[:64]!r}; results are kept for {self._limits.result_ttl_s:g} s")
+            raise unknown(job_id, self._limits)
         if row["status"] != "expired" and row["expires_at"] is not None and row["expires_at"] <= self._clock():
             self._expire(db, job_id)
             return self._row(db, job_id)
@@ -406,7 +462,7 @@ class EmbeddedQueue:
         if row is None:
             return None
         if row["fingerprint"] != fingerprint:
-            raise InvalidFields([Offence("Idempotency-Key", "was used for another order; choose a new one")])
+            raise key_used()
         return str(row["id"])
 
     def _check_room(self, db: sqlite3.Connection) -> None:
@@ -416,21 +472,17 @@ class EmbeddedQueue:
         mean_s = db.execute(
             "SELECT avg(finished_at - started_at) FROM jobs WHERE status = 'succeeded'"
         ).fetchone()[0]  # fmt: skip
-        detail = f"{queued} jobs wait; no more are taken in until one of them has begun"
-        raise Saturated(detail, mean_s or GUESSED_JOB_S)
+        raise full(queued, mean_s)
 
     def _finish(self, db: sqlite3.Connection, job_id: str, status: EventType, error: ServiceError | None) -> None:
         now = self._clock()
-        problem = None if error is None else error.members() | {"instance": f"/jobs/{job_id}"}
+        problem = problem_of(job_id, error) if error else None
         db.execute(
             "UPDATE jobs SET status = ?, finished_at = ?, expires_at = ?, error = ?,"
             " webhook_at = CASE WHEN webhook_url IS NULL THEN NULL ELSE ? END WHERE id = ?",
             (status, now, now + self._limits.result_ttl_s, json.dumps(problem) if problem else None, now, job_id),
         )
-        data: dict[str, Any] = {"id": job_id, "status": status}
-        if status == "succeeded":
-            data["url"] = f"/jobs/{job_id}/result"
-        _tell(db, job_id, status, data | ({"error": problem} if problem else {}))
+        _tell(db, job_id, status, end_told(job_id, status, problem))
 
     def _expire(self, db: sqlite3.Connection, job_id: str) -> None:
         db.execute("UPDATE jobs SET status = 'expired', webhook_at = NULL WHERE id = ?", (job_id,))
@@ -481,14 +533,6 @@ def _tell(db: sqlite3.Connection, job_id: str, type: EventType, data: Mapping[st
         "INSERT INTO events SELECT ?, coalesce(max(id), 0) + 1, ?, ? FROM events WHERE job_id = ?",
         (job_id, type, json.dumps(data), job_id),
     )
-
-
-def _fingerprint(order: Order) -> str:
-    """Of everything that was ordered but a seed that the client left to us."""
-    digest = hashlib.sha256(json.dumps(order.fingerprinted(), sort_keys=True).encode())
-    for name, content in sorted(order.files.items()):
-        digest.update(f"\0{name}\0{len(content)}\0".encode() + hashlib.sha256(content).digest())
-    return digest.hexdigest()
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -12,12 +12,12 @@ import logging
 import os
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from service.errors import DeadlineExceeded, GatysUnavailable, NotFound
+from service.errors import DeadlineExceeded, GatysUnavailable, NotFound, NotReady
 from service.jobs.job import UNFINISHED, Event, Job, Lease, Status
 from service.jobs.queue import JobQueue, LeaseLost, QueueUnusable
 from service.jobs.webhook import Webhooks
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 CANCEL_GRACE_S = 1.5  # for a worker to notice; then it is killed, for the contract says two seconds
 SWEEP_S = 30.0
+AWAY_S = 1.0  # before a queue that was away is asked again
 FAILED_START_S = 5.0  # before a worker that did not even start is replaced
 REMEDY = "install the extra 'gatys' (torch and safetensors) and restart the service"
 
@@ -76,6 +77,16 @@ class Supervisor:
             raise GatysUnavailable(self._unusable)
         return self._queue
 
+    @property
+    def reasons(self) -> Sequence[str]:
+        """Why the service is not ready, as far as jobs go. A folder that cannot be used is none: pictures are made."""
+        return ()
+
+    @property
+    def troubles(self) -> Sequence[str]:
+        """What those who run the service should know of its jobs while it is ready."""
+        return () if self._queue else (self._unusable,)
+
     def check_workers(self) -> None:
         """Whether jobs are taken here. Raises GatysUnavailable saying what to do."""
         if self._crew.workers == 0:
@@ -99,11 +110,7 @@ class Supervisor:
             log.error("no jobs: %s", error)
             yield
             return
-        await self._count()
-        tasks = [self._slot() for _ in range(self._crew.workers)] + [self._sweep()]
-        if self._webhooks:
-            tasks.append(self._webhooks.deliver(self._queue))
-        self._tasks = [asyncio.create_task(task) for task in tasks]
+        self._tasks = [asyncio.create_task(duty) for duty in self._duties()]
         try:
             yield
         finally:
@@ -111,6 +118,11 @@ class Supervisor:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
             self._queue.close()
+
+    def _duties(self) -> list[Coroutine[None, None, None]]:
+        """What goes on for as long as the service does."""
+        duties = [self._slot() for _ in range(self._crew.workers)] + [self._sweep()]
+        return duties + ([self._webhooks.deliver(self.queue)] if self._webhooks else [])
 
     async def submitted(self) -> None:
         """There is something to do."""
@@ -138,6 +150,10 @@ class Supervisor:
             except NotFound:
                 self._tell(job_id)
                 raise
+            except NotReady:  # it comes back, and nothing that is told meanwhile is lost
+                yield None
+                await self._wait(told, min(heartbeat_s, AWAY_S))
+                continue
             for event in events:
                 after = event.id
                 yield event

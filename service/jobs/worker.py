@@ -57,7 +57,8 @@ def main(arguments: Sequence[str]) -> int:
     os.nice(NICE)
     orders: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(orders,), daemon=True).start()
-    worker = Worker(EmbeddedQueue(root, limits, owner=False), store, threads, cast(ProviderChoice, arguments[4]))
+    jobs = EmbeddedQueue(root, limits, owner=False, told=lambda: _say("told"))
+    worker = Worker(jobs, store, threads, cast(ProviderChoice, arguments[4]))
     _say("ready")
     while True:
         job_id, attempt = orders.get().split()
@@ -143,7 +144,6 @@ class Worker:
         small = fields.model_copy(update={"stroke": max(1.0, parameters.stroke * PREVIEW_SIDE / max(size))})
         preview = _stylized(image, files, small, catalog, within(size, PREVIEW_SIDE))
         self._jobs.show(lease, 0, encode(preview, "jpeg", PREVIEW_QUALITY))
-        _say("told")
         tiles = _Tiles(self._jobs, lease, parameters.iterations)
         picture = _stylized(image, files, fields, catalog, size, tiles.observe)
         assert parameters.format != "gif"  # which is for animations
@@ -169,7 +169,6 @@ class Worker:
         film, masks = opened(1)
         first = painted_film(film, fields, model, masks)
         self._jobs.show(lease, 0, encode_film(first, "jpeg", PREVIEW_QUALITY))
-        _say("told")
         film, masks = opened(parameters.frames)
         frames = _Tiles(self._jobs, lease, parameters.iterations)
         return encode_film(
@@ -240,11 +239,9 @@ class _Reporter:
             losses = progress.losses
             loss = Loss(losses.total, losses.content, losses.style, losses.tv)
             self._jobs.report(self._lease, progress.iteration, loss, self._eta_s(progress, now))
-            _say("told")
         if _is_shown(progress.iteration):
             preview = encode(Picture(progress.pixels()), "jpeg", PREVIEW_QUALITY)
             self._jobs.show(self._lease, progress.iteration, preview)
-            _say("told")
         if now - self._saved >= CHECKPOINT_S:
             self._saved = now
             self._jobs.save_checkpoint(self._lease, _packed(progress.checkpoint()))
@@ -274,7 +271,6 @@ class _Tiles:
             self._reported = now
             eta_s = (now - self._begun) / self._done * (self._count - self._done)
             self._jobs.report(self._lease, self._done, None, eta_s)
-            _say("told")
 
 
 def _fields(parameters: LargeParameters) -> list[tuple[str, str]]:

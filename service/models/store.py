@@ -208,6 +208,15 @@ class ModelStore:
                 raise ValueError(f"its card says that it is {card.label}")
             return _stored(card, {path: _verified(folder, path, sha256) for path, sha256 in card.files.items()})
 
+    def version(self) -> str:
+        """Of all that is in it: other cards, which have the checksums of everything, make another one. Raises
+        ModelRefused where it cannot be read."""
+        digest = hashlib.sha256()
+        for folder in self.folders():
+            with translating({OSError: lambda error: ModelRefused(str(self._root), f"cannot be read ({error})")}):
+                digest.update(file_sha256(folder / CARD).encode())
+        return digest.hexdigest()[:12]
+
     def networks(self) -> list[StoredModel]:
         """Every model that can stylise, loaded. Raises ModelRefused for the first of all models that is not sound."""
         return [model for model in map(self.load, self.folders()) if model.card.kind != "features"]

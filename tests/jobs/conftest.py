@@ -70,7 +70,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Service:
     """``python -m service`` on a folder of jobs; killed without warning, and started again, as a test likes."""
 
-    def __init__(self, store: Path, data: Path, **variables: str) -> None:
+    def __init__(self, store: Path, data: Path, ready: bool = True, /, **variables: str) -> None:
         self.data = data
         self._variables = {
             "STYLIZE_PROVIDER": "cpu",
@@ -78,14 +78,15 @@ class Service:
             "STYLIZE_DATA_DIR": str(data),
             **variables,
         }
-        self.start()
+        self.start(ready)
 
-    def start(self) -> None:
+    def start(self, ready: bool = True) -> None:
         self._process = start(**self._variables)
         assert self._process.stdout
         greeting = self._process.stdout.readline()
         self.http = httpx.Client(base_url=greeting.split()[-1], timeout=PATIENCE_S)
-        wait_for(lambda: self.http.get("/readyz").status_code == 200)
+        if ready:
+            wait_for(lambda: self.http.get("/readyz").status_code == 200)
 
     def restart_at(self, port: int | None) -> None:
         """At the address that its clients know."""

@@ -10,9 +10,15 @@ from pathlib import Path
 import pytest
 
 from service.errors import InvalidFields, NotFound, OutOfMemory, Saturated
+from service.jobs.distributed.queue import LEASE_S, DistributedQueue
+from service.jobs.distributed.state import State
+from service.jobs.distributed.volume import Volume
 from service.jobs.job import Limits, Loss, Order
 from service.jobs.queue import EmbeddedQueue, JobQueue, LeaseLost, QueueUnusable
+from tests.jobs.broker import redis, redis_server
 from tests.jobs.conftest import parameters
+
+__all__ = ["redis", "redis_server"]
 
 LOSS = Loss(4.0, 1.0, 2.0, 3.0)
 Open = Callable[..., JobQueue]
@@ -30,17 +36,45 @@ def clock() -> Clock:
     return Clock()
 
 
-@pytest.fixture(params=["embedded"])
-def open_queue(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Iterator[Open]:
+@pytest.fixture(params=["embedded", "distributed"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def open_queue(kind: str, request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Iterator[Open]:
     """Opens a queue on the same data every time, as ``owner`` or as a worker does it."""
+    redis = request.getfixturevalue("redis") if kind == "distributed" else None
     with ExitStack() as stack:
 
         def open_(owner: bool = True, *, max_queued: int = 64, result_ttl_s: float = 100.0) -> JobQueue:
-            queue = EmbeddedQueue(tmp_path, Limits(max_queued, result_ttl_s), owner=owner, clock=clock)
+            limits = Limits(max_queued, result_ttl_s)
+            queue: JobQueue
+            if redis:
+                state, volume = State(redis.url, clock=clock), Volume(f"file://{tmp_path}/jobs")
+                queue = DistributedQueue(state, volume, None, limits, lambda: "a store")
+            else:
+                queue = EmbeddedQueue(tmp_path, limits, owner=owner, clock=clock)
             stack.callback(queue.close)
             return queue
 
         yield open_
+
+
+@pytest.fixture
+def reborn(kind: str, open_queue: Open, clock: Clock) -> Callable[[JobQueue], JobQueue]:
+    """Has everything but the data die, and opens the queue again."""
+
+    def reborn(queue: JobQueue) -> JobQueue:
+        queue.close()
+        again = open_queue()
+        if kind == "distributed":  # of other machines it is known only that they keep silent
+            again.sweep()
+            clock.now += LEASE_S + 1
+            again.sweep()
+        return again
+
+    return reborn
 
 
 def order(client: str = "a", key: str | None = None, seed: int = 1) -> Order:
@@ -157,26 +191,36 @@ def test_a_job_goes_on_from_its_checkpoint_and_fails_after_three_deaths(open_que
     assert queue.claim() is None
 
 
-def test_after_a_crash_running_jobs_wait_again_and_old_leases_are_void(open_queue: Open, tmp_path: Path) -> None:
+def test_after_a_crash_running_jobs_wait_again_and_old_leases_are_void(
+    open_queue: Open, reborn: Callable[[JobQueue], JobQueue]
+) -> None:
     queue, worker = open_queue(), open_queue(owner=False)
     job, _ = queue.submit(order())
     lease = worker.claim()
     assert lease is not None
     worker.save_checkpoint(lease, b"checkpoint")
+    other = reborn(queue)
+    assert other.get(job.id).status == "queued"
+    with pytest.raises(LeaseLost):
+        worker.check(lease)
+    again = other.claim()
+    assert again is not None
+    assert (again.attempt, other.checkpoint(again)) == (2, b"checkpoint")
+    with pytest.raises(LeaseLost):
+        worker.succeed(lease, b"late")
+    other.succeed(again, b"result")
+    assert other.result(job.id) == b"result"
+
+
+def test_after_a_crash_what_no_job_owns_is_removed(tmp_path: Path) -> None:
+    queue = EmbeddedQueue(tmp_path, Limits(), owner=True)
+    job, _ = queue.submit(order())
     (tmp_path / "jobs" / "nobody's").mkdir()
     (tmp_path / "jobs" / job.id / ".result.partial").touch()
     queue.close()  # what the kernel does to a process that is killed
-    reborn = open_queue()
-    assert reborn.get(job.id).status == "queued"
+    EmbeddedQueue(tmp_path, Limits(), owner=True).close()
     assert [path.name for path in (tmp_path / "jobs").iterdir()] == [job.id]
     assert not (tmp_path / "jobs" / job.id / ".result.partial").exists()
-    with pytest.raises(LeaseLost):
-        worker.check(lease)
-    again = reborn.claim()
-    assert again is not None
-    assert (again.attempt, reborn.checkpoint(again)) == (2, b"checkpoint")
-    with pytest.raises(LeaseLost):
-        worker.succeed(lease, b"late")
 
 
 def test_a_finished_job_expires_and_is_forgotten_later(open_queue: Open, clock: Clock) -> None:

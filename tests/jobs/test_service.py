@@ -62,7 +62,7 @@ def test_a_job_from_its_order_to_its_result(serve: Serve) -> None:
     assert (again.status_code, again.content) == (304, b"")
     assert service.http.get(f"/jobs/{job['id']}/preview").headers["content-type"] == "image/jpeg"
     assert service.http.delete(f"/jobs/{job['id']}").status_code == 204
-    assert leftovers(service.data) == []
+    wait_for(lambda: leftovers(service.data) == [])  # they go once the end is told
     assert service.metric('stylize_jobs_total{outcome="succeeded"}') == 1
     assert service.metric('stylize_jobs{status="succeeded"}') == 1
     assert service.metric("stylize_job_iterations_total") >= 12
@@ -140,7 +140,7 @@ def test_a_running_job_is_cancelled_and_its_worker_is_free_for_the_next(serve: S
     assert (answer.status_code, answer.json()["status"]) == (202, "cancelled")
     assert events(service, long["id"])[-1][1] == "cancelled"
     service.wait(waiting["id"])
-    assert leftovers(service.data) == []
+    wait_for(lambda: leftovers(service.data) == [])  # they go once the end is told
 
 
 def test_a_queued_job_is_cancelled_before_it_begins(serve: Serve) -> None:
@@ -264,7 +264,7 @@ def test_chaos_loses_nothing(serve: Serve) -> None:
         assert kinds.count("succeeded") == 1
         assert kinds[-1] == "succeeded"
         assert service.http.get(f"/jobs/{id}/result").status_code == 200
-    assert leftovers(service.data) == []
+    wait_for(lambda: leftovers(service.data) == [])  # they go once the end is told
     assert len(list((service.data / "jobs").iterdir())) == 20
 
 

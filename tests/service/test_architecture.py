@@ -70,6 +70,12 @@ MAY_IMPORT: dict[str, set[str]] = {
         "service.gatys", "service.jobs", "service.models", "service.painting", "service.schemas", "service.animations",
         "service.masks", "service.images", "service.errors",
     },
+    "service.jobs.distributed.__main__": {
+        "service.jobs", "service.settings", "service.logs", "service.errors",
+    },
+    "service.jobs.distributed.worker": {
+        "service.jobs", "service.models.session", "service.models.store", "service.errors",
+    },
     "service.gatys": {
         "service.gatys", "service.images", "service.colour", "service.masks", "service.jobs.parameters",
         "service.jobs.job", "service.models.store", "service.errors",
@@ -81,6 +87,10 @@ ONLY_HERE = {
     "onnxruntime": {"service.models.session", "export"},
     "fastapi": {"service.app", "service.routes"},
     "httpx2": {"service.client"},
+    "celery": {"service.jobs.distributed"},
+    "kombu": {"service.jobs.distributed"},
+    "redis": {"service.jobs.distributed"},
+    "fsspec": {"service.jobs.distributed"},
     "opentelemetry": {"service.tracing"},
     "PIL": {"service.images", "service.animations", "service.gatys", "export"},
 }
