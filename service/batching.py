@@ -151,13 +151,14 @@ class Admission:
             self._check_time(ahead_s, own_s, give_up - admitted)
         self.waiting_pixels += pixels
         self.waiting_s += expected_s
+        self._metrics.in_flight.inc(pixels)
         place = Place(self, pixels, expected_s)
         answered = False
         try:
-            with self._metrics.in_flight.track_inprogress():
-                yield place
+            yield place
             answered = True
         finally:
+            self._metrics.in_flight.dec(pixels)
             place.leave_queue()
             now = time.monotonic()
             if ahead_s > 0 and (answered or (give_up is not None and now >= give_up)):

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
 
 Stage = Literal["decode", "queue", "infer", "encode"]
 
@@ -55,7 +56,7 @@ class Metrics:
         )
         self.queue_depth = Gauge("stylize_queue_depth", "Pictures waiting for a run.", ["model"], registry=registry)
         self.capacity = Gauge("stylize_capacity", "Most pixels that may wait for a run.", registry=registry)
-        self.in_flight = Gauge("stylize_in_flight", "Pictures admitted and not yet answered.", registry=registry)
+        self.in_flight = Gauge("stylize_in_flight", "Pixels admitted and not yet answered.", registry=registry)
         self.rejected = Counter(
             "stylize_rejected", "Requests turned away unserved, by the problem's code.", ["reason"], registry=registry
         )
@@ -79,10 +80,11 @@ class Metrics:
 
     def _add_jobs(self, registry: CollectorRegistry) -> None:
         self.jobs = Gauge("stylize_jobs", "Jobs kept, by status.", ["status"], registry=registry)
-        # A Counter's family would be called stylize_jobs, as the gauge is; this one is only ever counted up.
-        self.jobs_finished = Gauge(
-            "stylize_jobs_total", "Jobs finished: succeeded, failed, cancelled.", ["outcome"], registry=registry
+        # The library calls the family stylize_jobs, as the gauge is, and would refuse it: it has none to tell of names.
+        self.jobs_finished = Counter(
+            "stylize_jobs", "Jobs finished: succeeded, failed, cancelled.", ["outcome"], registry=None
         )
+        registry.register(_Nameless(self.jobs_finished))
         self.job_duration = Histogram(
             "stylize_job_duration_seconds",
             "From a job's first start to its end.",
@@ -98,11 +100,44 @@ class Metrics:
         self.worker_restarts = Counter(
             "stylize_worker_restarts", "Workers that ended early, by reason.", ["reason"], registry=registry
         )
+        # From 0: what first shows up as 1 has not risen, and no alert would tell of the first worker that died.
+        for outcome in ("succeeded", "failed", "cancelled"):
+            self.jobs_finished.labels(outcome)
+        for reason in ("died", "cancelled", "time_limit"):
+            self.worker_restarts.labels(reason)
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """The body and its content type: OpenMetrics where ``accept`` asks for it, else Prometheus text."""
         encoder, content_type = choose_encoder(accept)
-        return encoder(self._registry), content_type
+        openmetrics = content_type.startswith("application/openmetrics-text")
+        return encoder(_Untyped(self._registry) if openmetrics else self._registry), content_type
+
+
+class _Nameless(Collector):
+    """A collector that the registry asks for no names."""
+
+    def __init__(self, inner: Collector) -> None:
+        self._inner = inner
+
+    def collect(self) -> Iterable[Metric]:
+        return self._inner.collect()
+
+
+class _Untyped(Collector):
+    """For OpenMetrics, which has a counter's family without the ``_total`` of its samples: two would be called
+    stylize_jobs. The counter's goes by its samples' full name, and for that without a type."""
+
+    def __init__(self, inner: Collector) -> None:
+        self._inner = inner
+
+    def collect(self) -> Iterator[Metric]:
+        for family in self._inner.collect():
+            if (family.name, family.type) != ("stylize_jobs", "counter"):
+                yield family
+                continue
+            untyped = Metric("stylize_jobs_total", family.documentation, "unknown")
+            untyped.samples = [sample for sample in family.samples if sample.name == untyped.name]
+            yield untyped
 
 
 class Stopwatch:

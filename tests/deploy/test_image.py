@@ -100,7 +100,7 @@ def test_stopping_answers_what_was_accepted(container: Container) -> None:
     )
     large.start()
     deadline = time.monotonic() + PATIENCE_S
-    while b"stylize_in_flight 1.0" not in container.get("/metrics")[1]:
+    while b"\nstylize_in_flight 0.0\n" in container.get("/metrics")[1]:
         assert time.monotonic() < deadline
     engine("stop", "--time=30", container.id)
     large.join(PATIENCE_S)
