@@ -167,7 +167,7 @@ def test_jobs_and_jobs_finished_are_told_apart_in_both_formats() -> None:
     text = metrics.render("text/plain")[0].decode()
     assert {"# TYPE stylize_jobs gauge", "# TYPE stylize_jobs_total counter"} <= set(text.splitlines())
     openmetrics = metrics.render("application/openmetrics-text; version=1.0.0")[0].decode()
-    families = {family.name: family for family in text_string_to_metric_families(openmetrics)}
+    families = {family.name: family for family in text_string_to_metric_families(openmetrics)}  # type: ignore[no-untyped-call]
     assert {sample.labels["status"]: sample.value for sample in families["stylize_jobs"].samples} == {"queued": 2}
     finished = {sample.labels["outcome"]: sample.value for sample in families["stylize_jobs_total"].samples}
     assert finished == {"failed": 1, "succeeded": 0, "cancelled": 0}  # known from the start, so that 1 is a rise
