@@ -25,7 +25,8 @@ from tests.service.pictures import encoded, gradient
 from tests.service.toy import write_store
 
 ROOT = Path(__file__).parents[2]
-MONITORING = ROOT / "k8s" / "components" / "monitoring"
+COMPONENTS = ROOT / "k8s" / "components"
+MONITORING = COMPONENTS / "monitoring"
 RULES = yaml.safe_load((MONITORING / "prometheus-rule.yaml").read_text())["spec"]
 ALERTS = {rule["alert"]: rule for group in RULES["groups"] for rule in group["rules"] if "alert" in rule}
 RULES_TEST = Path(__file__).parent / "rules_test.yaml"
@@ -117,7 +118,8 @@ def prometheus(service: Live, tmp_path_factory: pytest.TempPathFactory) -> Itera
     """With the real rules; only how often it looks is the test's own."""
     folder = tmp_path_factory.mktemp("prometheus")
     write_rules(folder)
-    target = {"job_name": "stylize", "static_configs": [{"targets": [service.url.removeprefix("http://")]}]}
+    pod = {"targets": [service.url.removeprefix("http://")], "labels": {"namespace": "default", "pod": "web-0"}}
+    target = {"job_name": "stylize", "static_configs": [pod]}
     often = {"scrape_interval": "500ms", "scrape_timeout": "500ms", "evaluation_interval": "500ms"}
     config = {"global": often, "rule_files": ["rules.yaml"], "scrape_configs": [target]}
     (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
@@ -186,6 +188,20 @@ def test_every_query_of_the_dashboard_finds_data(service: Live, prometheus: Prom
             (title, query) for title, query in left if not prometheus.query(query.replace("$__rate_interval", "1m"))
         ]
         assert time.monotonic() < give_up, left
+
+
+@needs_prometheus
+def test_autoscalers_find_their_numbers(prometheus: Prometheus) -> None:
+    (rule,) = yaml.safe_load((COMPONENTS / "autoscaling" / "prometheus-adapter.yaml").read_text())["rules"]
+    series = re.search(r'__name__="([^"]+)"', rule["seriesQuery"])
+    assert series
+    prometheus.wait_for(rule["seriesQuery"])
+    query = rule["metricsQuery"].replace("<<.Series>>", series[1]).replace("<<.GroupBy>>", "pod")
+    (saturation,) = prometheus.query(query.replace("<<.LabelMatchers>>", 'namespace="default",pod=~"web-0"'))
+    assert 0 <= saturation < 1
+    scaled = yaml.safe_load((COMPONENTS / "workers" / "scaled-object.yaml").read_text())
+    (jobs,) = prometheus.wait_for(scaled["spec"]["triggers"][0]["metadata"]["query"])
+    assert jobs in (0, 1)  # those of other tests have ended, if perhaps since it last looked
 
 
 @needs_prometheus
