@@ -1,4 +1,6 @@
-# docker build --target cpu -t stylize:cpu .    Targets: cpu (the default) and gpu (CUDA 13; never run on a GPU yet).
+# docker build --target cpu -t stylize:cpu .    Targets: cpu (the default), gpu (CUDA 13; never run on a GPU yet), and
+# gatys, the jobs' worker, which alone has torch. Which torch is the index's choice: PyPI's brings CUDA, several GB; for
+# workers without a GPU name that of torch's CPU builds with --build-arg PIP_EXTRA_INDEX_URL=...
 ARG PYTHON_IMAGE=docker.io/library/python:3.11-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS requirements
@@ -7,8 +9,8 @@ COPY constraints.txt pyproject.toml ./
 RUN python3 -c "import pathlib, tomllib; \
 project = tomllib.loads(pathlib.Path('pyproject.toml').read_text())['project']; \
 extras = project['optional-dependencies']; \
-[pathlib.Path(f'{name}.txt').write_text('\n'.join(project['dependencies'] + extras['container'] + extras[name])) \
- for name in ('cpu', 'gpu')]" \
+common = project['dependencies'] + extras['container'] + extras.get('distributed', []); \
+[pathlib.Path(f'{name}.txt').write_text('\n'.join(common + extras[name])) for name in ('cpu', 'gpu', 'gatys')]" \
  && python3 -m venv --without-pip /opt/stylize
 
 # onnxruntime and onnxruntime-gpu share an import name and must never meet: a stage each.
@@ -17,6 +19,11 @@ RUN python3 -m pip --python /opt/stylize install --no-cache-dir --constraint con
 
 FROM requirements AS gpu-packages
 RUN python3 -m pip --python /opt/stylize install --no-cache-dir --constraint constraints.txt --requirement gpu.txt
+
+# The worker's large pictures need ONNX Runtime too: its torch lies on top of the web tier's packages.
+FROM cpu-packages AS gatys-packages
+ARG PIP_EXTRA_INDEX_URL
+RUN python3 -m pip --python /opt/stylize install --no-cache-dir --constraint constraints.txt --requirement gatys.txt
 
 FROM ${PYTHON_IMAGE} AS runtime
 ARG COMMIT=unknown
@@ -44,6 +51,14 @@ COPY --from=gpu-packages /opt/stylize /opt/stylize
 COPY model_store model_store
 COPY service service
 RUN ["python", "-m", "service.models", "model_store"]
+
+FROM runtime AS gatys
+COPY --from=gatys-packages /opt/stylize /opt/stylize
+COPY model_store model_store
+COPY service service
+RUN ["python", "-m", "service.models", "model_store"]
+HEALTHCHECK NONE
+ENTRYPOINT ["dumb-init", "--", "python", "-m", "service.jobs.distributed"]
 
 FROM runtime AS cpu
 COPY --from=cpu-packages /opt/stylize /opt/stylize

@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: serve test lint check system-packages image-test bench clean
+.PHONY: serve test lint check image-test system-packages bench clean
 
 serve: $(VENV)/.serve
 	STYLIZE_PORT=$(PORT) $(BIN)/python -m service
@@ -22,6 +22,7 @@ lint: $(VENV)/.develop
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/hadolint Dockerfile
 
 check: lint test
 
@@ -38,6 +39,16 @@ IMAGE_ENGINE ?= docker
 
 image-test: $(VENV)/.develop
 	IMAGE_BUILD="$(IMAGE_BUILD)" IMAGE_ENGINE="$(IMAGE_ENGINE)" $(BIN)/python -m pytest tests/deploy/test_image.py
+
+# what is no Python and tests run for real; a test that misses one is skipped and says so
+SYSTEM_PACKAGES := chromium haproxy kubectl prometheus redis-server
+
+# RUNLEVEL=1: Debian's packages start their services at once, and Prometheus listens on every address
+system-packages:
+	-apt-get update -qq
+	for package in $(SYSTEM_PACKAGES); do \
+	  RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$package > /dev/null \
+	  || echo "SKIPPED: the package $$package, and the tests that need it" >&2; done
 
 bench: $(VENV)/.develop
 	$(BIN)/python -m bench

@@ -151,6 +151,7 @@ class Admission:
             self._check_time(ahead_s, own_s, give_up - admitted)
         self.waiting_pixels += pixels
         self.waiting_s += expected_s
+        self._metrics.in_flight.inc(pixels)
         place = Place(self, pixels, expected_s)
         answered = False
         self._metrics.in_flight.inc(pixels)

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Literal, get_args
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
 
 Stage = Literal["decode", "queue", "infer", "encode"]
 
@@ -64,9 +65,7 @@ class Metrics:
         )
         self.queue_depth = Gauge("stylize_queue_depth", "Pictures waiting for a run.", ["model"], registry=registry)
         self.capacity = Gauge("stylize_capacity", "Most pixels that may wait for a run.", registry=registry)
-        self.in_flight = Gauge(
-            "stylize_in_flight", "Pixels of pictures admitted and not yet answered.", registry=registry
-        )
+        self.in_flight = Gauge("stylize_in_flight", "Pixels admitted and not yet answered.", registry=registry)
         self.rejected = Counter(
             "stylize_rejected", "Requests turned away unserved, by the problem's code.", ["reason"], registry=registry
         )
@@ -91,10 +90,11 @@ class Metrics:
 
     def _add_jobs(self, registry: CollectorRegistry) -> None:
         self.jobs = Gauge("stylize_jobs", "Jobs kept, by status.", ["status"], registry=registry)
-        self.jobs_finished = _Untyped(
-            "stylize_jobs_total", "Jobs finished: succeeded, failed, cancelled.", ["outcome"], registry=registry
+        # The library calls the family stylize_jobs, as the gauge is, and would refuse it: it has none to tell of names.
+        self.jobs_finished = Counter(
+            "stylize_jobs", "Jobs finished: succeeded, failed, cancelled.", ["outcome"], registry=None
         )
-        _start(self.jobs_finished, OUTCOMES)
+        registry.register(_Nameless(self.jobs_finished))
         self.job_duration = Histogram(
             "stylize_job_duration_seconds",
             "From a job's first start to its end.",
@@ -110,13 +110,44 @@ class Metrics:
         self.worker_restarts = Counter(
             "stylize_worker_restarts", "Workers that ended early, by reason.", ["reason"], registry=registry
         )
-        _start(self.worker_restarts, ENDS)
-        _start(self.workers, ("idle", "busy"))
+        # From 0: what first shows up as 1 has not risen, and no alert would tell of the first worker that died.
+        for outcome in ("succeeded", "failed", "cancelled"):
+            self.jobs_finished.labels(outcome)
+        for reason in ("died", "cancelled", "time_limit"):
+            self.worker_restarts.labels(reason)
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """The body and its content type: OpenMetrics where ``accept`` asks for it, else Prometheus text."""
         encoder, content_type = choose_encoder(accept)
-        return encoder(self._registry), content_type
+        openmetrics = content_type.startswith("application/openmetrics-text")
+        return encoder(_Untyped(self._registry) if openmetrics else self._registry), content_type
+
+
+class _Nameless(Collector):
+    """A collector that the registry asks for no names."""
+
+    def __init__(self, inner: Collector) -> None:
+        self._inner = inner
+
+    def collect(self) -> Iterable[Metric]:
+        return self._inner.collect()
+
+
+class _Untyped(Collector):
+    """For OpenMetrics, which has a counter's family without the ``_total`` of its samples: two would be called
+    stylize_jobs. The counter's goes by its samples' full name, and for that without a type."""
+
+    def __init__(self, inner: Collector) -> None:
+        self._inner = inner
+
+    def collect(self) -> Iterator[Metric]:
+        for family in self._inner.collect():
+            if (family.name, family.type) != ("stylize_jobs", "counter"):
+                yield family
+                continue
+            untyped = Metric("stylize_jobs_total", family.documentation, "unknown")
+            untyped.samples = [sample for sample in family.samples if sample.name == untyped.name]
+            yield untyped
 
 
 def _start(metric: Counter | Gauge, values: Iterable[str]) -> None:

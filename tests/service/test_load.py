@@ -24,6 +24,7 @@ from tests.service.pictures import encoded, gradient, pixels
 from tests.service.toy import VECTORS, write_conditional
 
 SMALL = encoded(gradient(64, 64))
+BIG_PIXELS = 1600 * 1200
 BIG = encoded(gradient(1600, 1200), "JPEG")  # more than a second of two cores
 DEPTH = 'stylize_queue_depth{model="multistyle"}'
 RUNS = 'stylize_inference_duration_seconds_count{model="multistyle",provider="cpu"}'
@@ -86,7 +87,7 @@ def test_a_client_that_leaves_frees_its_place_and_stops_its_run(service: Live) -
     runs = service.metric(RUNS)
     with socket.create_connection(service.address) as running, socket.create_connection(service.address) as queued:
         running.sendall(request(BIG, content_type="image/jpeg"))
-        service.wait_for("stylize_in_flight", None)
+        service.wait_for("stylize_in_flight", BIG_PIXELS)
         queued.sendall(request(BIG, content_type="image/jpeg"))
         service.wait_for(DEPTH, 1)  # hence the other runs
         queued.close()
@@ -182,7 +183,7 @@ class Load:
 def test_sigint_ends_a_run_and_the_process_with_0() -> None:
     with live() as service, socket.create_connection(service.address) as connection:
         connection.sendall(request(BIG, content_type="image/jpeg"))
-        service.wait_for("stylize_in_flight", None)
+        service.wait_for("stylize_in_flight", BIG_PIXELS)
         service.process.send_signal(signal.SIGINT)
         assert service.process.wait(PATIENCE_S) == 0
 

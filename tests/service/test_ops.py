@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from service.app import create_app
+from service.metrics import Metrics
 from service.models.store import ModelStore
 from service.settings import Settings
 from tests.service.conftest import ClientFactory, wait_until_loaded
@@ -156,3 +158,16 @@ def test_pages_load_nothing_from_elsewhere(client: TestClient) -> None:
         if path != "/openapi.json":
             assert not re.search(r"https?://|@import|url\(", response.text), path
     assert client.get("/web/example.jpg").headers["content-type"] == "image/jpeg"
+
+
+def test_jobs_and_jobs_finished_are_told_apart_in_both_formats() -> None:
+    metrics = Metrics()
+    metrics.jobs.labels("queued").set(2)
+    metrics.jobs_finished.labels("failed").inc()
+    text = metrics.render("text/plain")[0].decode()
+    assert {"# TYPE stylize_jobs gauge", "# TYPE stylize_jobs_total counter"} <= set(text.splitlines())
+    openmetrics = metrics.render("application/openmetrics-text; version=1.0.0")[0].decode()
+    families = {family.name: family for family in text_string_to_metric_families(openmetrics)}  # type: ignore[no-untyped-call]
+    assert {sample.labels["status"]: sample.value for sample in families["stylize_jobs"].samples} == {"queued": 2}
+    finished = {sample.labels["outcome"]: sample.value for sample in families["stylize_jobs_total"].samples}
+    assert finished == {"failed": 1, "succeeded": 0, "cancelled": 0}  # known from the start, so that 1 is a rise
