@@ -26,13 +26,6 @@ lint: $(VENV)/.develop
 
 check: lint test
 
-# What tests use besides Python; without them they are skipped, and say so. Debian's names; as root.
-PACKAGES := chromium faketime haproxy prometheus rabbitmq-server redis-server
-
-system-packages:
-	apt-get update -qq
-	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(PACKAGES) > /dev/null
-
 # the tools that build and run images, as commands: docker, podman, or others with the same words
 IMAGE_BUILD ?= docker build
 IMAGE_ENGINE ?= docker
@@ -41,7 +34,7 @@ image-test: $(VENV)/.develop
 	IMAGE_BUILD="$(IMAGE_BUILD)" IMAGE_ENGINE="$(IMAGE_ENGINE)" $(BIN)/python -m pytest tests/deploy/test_image.py
 
 # what is no Python and tests run for real; a test that misses one is skipped and says so
-SYSTEM_PACKAGES := chromium haproxy kubectl prometheus redis-server
+SYSTEM_PACKAGES := chromium faketime haproxy kubectl prometheus rabbitmq-server redis-server
 
 # RUNLEVEL=1: Debian's packages start their services at once, and Prometheus listens on every address
 system-packages:

@@ -154,7 +154,6 @@ class Admission:
         self._metrics.in_flight.inc(pixels)
         place = Place(self, pixels, expected_s)
         answered = False
-        self._metrics.in_flight.inc(pixels)
         try:
             yield place
             answered = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Literal, get_args
+from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
 from prometheus_client.exposition import choose_encoder
@@ -16,17 +16,8 @@ from prometheus_client.registry import Collector
 
 Stage = Literal["decode", "queue", "infer", "encode"]
 
-OUTCOMES = ("succeeded", "failed", "cancelled")
-ENDS = ("died", "cancelled", "time_limit")
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 180)
 JOB_SECONDS = (1, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
-
-
-class _Untyped(Gauge):
-    """What is counted up, but cannot be called a counter: OpenMetrics' family of a counter ``stylize_jobs_total`` would
-    be ``stylize_jobs``, and that is a gauge."""
-
-    _type = "unknown"
 
 
 class Metrics:
@@ -76,7 +67,6 @@ class Metrics:
             "stylize_abandoned", "Requests given up at a deadline or by their client, by stage.", ["stage"],
             registry=registry,
         )  # fmt: skip
-        _start(self.abandoned, ("upload", *get_args(Stage)))
         self.model_info = Gauge(
             "stylize_model_info", "1 for every model served.", ["model", "version", "sha256", "provider"],
             registry=registry,
@@ -148,12 +138,6 @@ class _Untyped(Collector):
             untyped = Metric("stylize_jobs_total", family.documentation, "unknown")
             untyped.samples = [sample for sample in family.samples if sample.name == untyped.name]
             yield untyped
-
-
-def _start(metric: Counter | Gauge, values: Iterable[str]) -> None:
-    """Show every value of its label from the beginning: rates and alerts see no first step otherwise."""
-    for value in values:
-        metric.labels(value)
 
 
 class Stopwatch:
