@@ -29,6 +29,7 @@ global
 defaults
   mode http
   timeout connect 5s
+  timeout check 10s
   timeout client 60s
   timeout server 60s
   retries 3
