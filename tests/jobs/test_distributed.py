@@ -101,9 +101,14 @@ class Cluster:
 
 
 @pytest.fixture
-def cluster(store: Path, tmp_path: Path, redis: RedisServer) -> Iterator[Callable[..., Cluster]]:
+def stack() -> Iterator[ExitStack]:
     with ExitStack() as stack:
-        yield lambda jobs_url=redis.url, **variables: Cluster(stack, store, tmp_path, jobs_url, **variables)
+        yield stack
+
+
+@pytest.fixture
+def cluster(stack: ExitStack, store: Path, tmp_path: Path, redis: RedisServer) -> Callable[..., Cluster]:
+    return lambda jobs_url=redis.url, **variables: Cluster(stack, store, tmp_path, jobs_url, **variables)
 
 
 def test_a_job_from_its_order_to_its_result_on_another_machine(cluster: Callable[..., Cluster]) -> None:
@@ -256,7 +261,7 @@ def test_whatever_is_killed_twenty_jobs_have_twenty_results(
 
 
 def test_a_broker_that_is_away_is_told_of_and_jobs_wait_for_it(
-    cluster: Callable[..., Cluster], redis: RedisServer
+    cluster: Callable[..., Cluster], redis: RedisServer, stack: ExitStack
 ) -> None:
     redis.kill()
     try:
@@ -273,8 +278,8 @@ def test_a_broker_that_is_away_is_told_of_and_jobs_wait_for_it(
     wait_for(lambda: web.http.get("/readyz").status_code == 200)
     running, waiting = web.submit(**LONG), web.submit()
     wait_for(lambda: web.job(running["id"])["iteration"] > 0)
-    watching = ThreadPoolExecutor(1)
-    watched = watching.submit(events, web, running["id"])
+    stream = stack.enter_context(web.http.stream("GET", f"/jobs/{running['id']}/events"))
+    assert stream.status_code == 200
     redis.kill()
     try:
         wait_for(lambda: any("Redis" in said for said in web.http.get("/readyz").json()["troubles"]))
@@ -288,11 +293,10 @@ def test_a_broker_that_is_away_is_told_of_and_jobs_wait_for_it(
     assert web.job(running["id"])["attempt"] == 1  # the very same process goes on
     assert worker.hands()
     web.http.delete(f"/jobs/{running['id']}")
-    told = watched.result(PATIENCE_S)  # one stream, over it all
-    watching.shutdown()
-    assert [id for id, _ in told] == list(range(1, len(told) + 1))
-    assert told[-1][1] == "cancelled"
     web.wait(waiting["id"])
+    told = [line for line in stream.iter_lines() if line.startswith(("id", "event"))]  # one stream, over it all
+    assert [int(id.removeprefix("id: ")) for id in told[::2]] == list(range(1, len(told) // 2 + 1))
+    assert told[-1] == "event: cancelled"
 
 
 def test_a_worker_with_another_store_or_volume_is_refused(cluster: Callable[..., Cluster], tmp_path: Path) -> None:
@@ -312,16 +316,14 @@ def test_a_worker_with_another_store_or_volume_is_refused(cluster: Callable[...,
 
 
 @pytest.fixture
-def open_queue(redis: RedisServer, tmp_path: Path) -> Iterator[Callable[..., DistributedQueue]]:
-    with ExitStack() as stack:
+def open_queue(stack: ExitStack, redis: RedisServer, tmp_path: Path) -> Callable[..., DistributedQueue]:
+    def open_queue(store: str = "a store") -> DistributedQueue:
+        volume = Volume(f"file://{tmp_path}/pictures")
+        queue = DistributedQueue(State(redis.url), volume, None, Limits(), lambda: store)
+        stack.callback(queue.close)
+        return queue
 
-        def open_queue(store: str = "a store") -> DistributedQueue:
-            volume = Volume(f"file://{tmp_path}/pictures")
-            queue = DistributedQueue(State(redis.url), volume, None, Limits(), lambda: store)
-            stack.callback(queue.close)
-            return queue
-
-        yield open_queue
+    return open_queue
 
 
 def test_a_worker_whose_store_is_not_the_services_any_more_is_given_no_job(
