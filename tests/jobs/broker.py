@@ -38,14 +38,22 @@ class RabbitServer:
             "RABBITMQ_LOG_BASE": str(folder / "log"),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "plugins"),
         }
+        self._port = port
+        self.start()
+
+    def start(self) -> None:
         self._process = subprocess.Popen(
             [str(self.BINARY)], env=self._environ, stdout=subprocess.DEVNULL, start_new_session=True
         )
-        wait_for(lambda: _listens(port))
+        wait_for(lambda: _listens(self._port))
 
-    def stop(self) -> None:
+    def kill(self) -> None:
+        """As the kernel does it."""
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait(PATIENCE_S)
+
+    def stop(self) -> None:
+        self.kill()
         subprocess.run(["epmd", "-kill"], env=self._environ, stdout=subprocess.DEVNULL, timeout=PATIENCE_S)
 
 

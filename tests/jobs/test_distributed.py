@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -9,28 +10,34 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import AsyncExitStack, ExitStack, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import MappingProxyType
 
+import numpy as np
 import pytest
 
 from service.errors import ConfigurationError, NotReady
+from service.jobs.distributed.dispatch import Dispatch
 from service.jobs.distributed.queue import DistributedQueue, Misplaced
 from service.jobs.distributed.state import State
 from service.jobs.distributed.tickets import TASK, celery_app
 from service.jobs.distributed.volume import Volume
 from service.jobs.job import Limits
+from service.jobs.supervisor import Crew
+from service.jobs.webhook import Webhooks
+from service.metrics import Metrics
 from service.settings import Settings
 from tests.jobs.broker import RabbitServer, RedisServer, rabbit, redis, redis_server
 from tests.jobs.conftest import PAINTING, PATIENCE_S, PHOTO, ROOT, Service, wait_for
 from tests.jobs.test_queue import order
 from tests.jobs.test_service import events
-from tests.service.live import start
+from tests.jobs.test_webhook import SECRET, receiving
+from tests.service.live import sample, start
 from tests.service.pictures import encoded, gradient, pixels
-from tests.service.toy import write_store
+from tests.service.toy import VECTORS, toy_stylized, write_store
 
 __all__ = ["rabbit", "redis", "redis_server"]
 NOTHING: Mapping[str, str] = MappingProxyType({})
@@ -112,7 +119,7 @@ def cluster(stack: ExitStack, store: Path, tmp_path: Path, redis: RedisServer) -
 
 
 def test_a_job_from_its_order_to_its_result_on_another_machine(cluster: Callable[..., Cluster]) -> None:
-    machines = cluster()
+    machines = cluster(STYLIZE_SYNC_MAX_PIXELS="1000")
     first, second = machines.web(), machines.web()
     job = first.submit(iterations=12)
     assert (job["status"], job["position"]) == ("queued", 1)
@@ -131,7 +138,12 @@ def test_a_job_from_its_order_to_its_result_on_another_machine(cluster: Callable
     assert "libtorch" not in Path(f"/proc/{worker.pid}/maps").read_text()
     assert "onnxruntime" not in Path(f"/proc/{worker.pid}/maps").read_text()
     assert any("libtorch" in Path(f"/proc/{hand}/maps").read_text() for hand in worker.hands())
-    wait_for(lambda: sum(web.metric('stylize_jobs_total{outcome="succeeded"}') for web in (first, second)) == 1)
+    large = first.http.post("/stylize?style=red&format=png", content=PHOTO, headers=PNG)
+    assert large.status_code == 202
+    second.wait(large.json()["id"])
+    found = second.http.get(large.json()["links"]["result"]).content
+    assert np.array_equal(pixels(found), toy_stylized(gradient(64, 48), VECTORS["red"]))
+    wait_for(lambda: sum(web.metric('stylize_jobs_total{outcome="succeeded"}') for web in (first, second)) == 2)
 
 
 def test_a_running_job_is_cancelled_from_any_web_process(cluster: Callable[..., Cluster]) -> None:
@@ -406,6 +418,43 @@ def test_each_end_and_each_webhook_is_one_web_processes(open_queue: Callable[...
     assert second.due_webhooks() == ([], None)
 
 
+def test_of_several_web_processes_one_tells_of_an_end(
+    open_queue: Callable[..., DistributedQueue], tmp_path: Path
+) -> None:
+    async def scene(port: int, received: Sequence[object]) -> list[float]:
+        webhooks = [Webhooks(["localhost"], SECRET, lambda job: {}, is_public=lambda address: True) for _ in range(3)]
+        metrics = [Metrics() for _ in webhooks]
+        crew, ending = Crew(0, 1, 60.0, 60.0, tmp_path, tmp_path), asyncio.Event()
+        async with asyncio.timeout(PATIENCE_S), AsyncExitStack() as running:
+            first, *_ = [
+                await _entered(running, Dispatch(open_queue(), crew, each, tells, ending))
+                for each, tells in zip(metrics, webhooks, strict=True)
+            ]
+            for _ in range(5):
+                first.queue.submit(replace(order(), webhook_url=f"http://localhost:{port}/"))
+            while lease := first.queue.claim():
+                first.queue.succeed(lease, b"result")
+            job, _ = first.queue.submit(replace(order(), webhook_url=f"http://localhost:{port}/"))
+            await first.cancel(job.id)
+            while len(received) < 6 or sum(_ended(each, "succeeded") for each in metrics) < 5:
+                await asyncio.sleep(0.05)
+            await asyncio.sleep(0.5)  # for one too many
+        return [sum(_ended(each, outcome) for each in metrics) for outcome in ("succeeded", "cancelled")]
+
+    with receiving(*[204] * 6) as (port, received):
+        assert asyncio.run(scene(port, received)) == [5, 1]
+    assert len({headers["webhook-id"] for headers, _ in received}) == len(received) == 6
+
+
+async def _entered(running: AsyncExitStack, dispatch: Dispatch) -> Dispatch:
+    await running.enter_async_context(dispatch.running())
+    return dispatch
+
+
+def _ended(metrics: Metrics, outcome: str) -> float:
+    return sample(metrics.render("text/plain")[0].decode(), f'stylize_jobs_total{{outcome="{outcome}"}}')
+
+
 def test_a_redis_that_may_forget_is_told_of(redis: RedisServer, open_queue: Callable[..., DistributedQueue]) -> None:
     assert open_queue().troubles() == []
     redis.client.config_set("appendonly", "no")
@@ -494,7 +543,12 @@ def test_amqp_brings_the_tickets_and_redis_keeps_the_state(
     worker = machines.worker()
     wait_for(lambda: web.job(ids[0])["status"] != "queued")
     os.kill(worker.hands()[0], signal.SIGKILL)
-    for id in ids:
+    web.wait(ids[0])
+    rabbit.kill()
+    late = web.submit(seed=9)["id"]  # its ticket comes when there is a broker again
+    wait_for(lambda: any("broker" in said for said in web.http.get("/readyz").json()["troubles"]))
+    rabbit.start()
+    for id in (*ids, late):
         web.wait(id)
 
 
