@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Self
 
 from billiard.einfo import ExceptionInfo
 from billiard.exceptions import WorkerLostError
-from celery import Celery, Task
+from celery import Celery, Task, signals
 from celery.exceptions import Reject
 from celery.worker import state as worker_state
 from celery.worker.request import Request
