@@ -54,7 +54,12 @@ class RabbitServer:
 
     def stop(self) -> None:
         self.kill()
-        subprocess.run(["epmd", "-kill"], env=self._environ, stdout=subprocess.DEVNULL, timeout=PATIENCE_S)
+        wait_for(self._names_ended)
+
+    def _names_ended(self) -> bool:
+        """The name service ends once it has seen that its last server is gone."""
+        said = subprocess.run(["epmd", "-kill"], env=self._environ, capture_output=True, text=True, timeout=PATIENCE_S)
+        return "living nodes" not in said.stdout + said.stderr
 
 
 def _listens(port: int) -> bool:
