@@ -238,7 +238,7 @@ def test_whatever_is_killed_twenty_jobs_have_twenty_results(
     machines = cluster()
     first, second = machines.web(), machines.web()
     workers = [machines.worker() for _ in range(3)]
-    ids = [(first, second)[seed % 2].submit(iterations=40, preset="keras", seed=seed)["id"] for seed in range(20)]
+    ids = [(first, second)[seed % 2].submit(iterations=20, preset="keras", seed=seed)["id"] for seed in range(20)]
 
     def done() -> int:
         return int(redis.client.hget("{stylize}:counts", "succeeded") or 0)
