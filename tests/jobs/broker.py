@@ -38,15 +38,28 @@ class RabbitServer:
             "RABBITMQ_LOG_BASE": str(folder / "log"),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "plugins"),
         }
+        self._port = port
+        self.start()
+
+    def start(self) -> None:
         self._process = subprocess.Popen(
             [str(self.BINARY)], env=self._environ, stdout=subprocess.DEVNULL, start_new_session=True
         )
-        wait_for(lambda: _listens(port))
+        wait_for(lambda: _listens(self._port))
 
-    def stop(self) -> None:
+    def kill(self) -> None:
+        """As the kernel does it."""
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait(PATIENCE_S)
-        subprocess.run(["epmd", "-kill"], env=self._environ, stdout=subprocess.DEVNULL, timeout=PATIENCE_S)
+
+    def stop(self) -> None:
+        self.kill()
+        wait_for(self._names_ended)
+
+    def _names_ended(self) -> bool:
+        """The name service ends once it has seen that its last server is gone."""
+        said = subprocess.run(["epmd", "-kill"], env=self._environ, capture_output=True, text=True, timeout=PATIENCE_S)
+        return "living nodes" not in said.stdout + said.stderr
 
 
 def _listens(port: int) -> bool:

@@ -2,35 +2,42 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import AsyncExitStack, ExitStack, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import MappingProxyType
 
+import numpy as np
 import pytest
 
 from service.errors import ConfigurationError, NotReady
+from service.jobs.distributed.dispatch import Dispatch
 from service.jobs.distributed.queue import DistributedQueue, Misplaced
 from service.jobs.distributed.state import State
 from service.jobs.distributed.tickets import TASK, celery_app
 from service.jobs.distributed.volume import Volume
 from service.jobs.job import Limits
+from service.jobs.supervisor import Crew
+from service.jobs.webhook import Webhooks
+from service.metrics import Metrics
 from service.settings import Settings
 from tests.jobs.broker import RabbitServer, RedisServer, rabbit, redis, redis_server
 from tests.jobs.conftest import PAINTING, PATIENCE_S, PHOTO, ROOT, Service, wait_for
 from tests.jobs.test_queue import order
 from tests.jobs.test_service import events
-from tests.service.live import start
+from tests.jobs.test_webhook import SECRET, receiving
+from tests.service.live import sample, start
 from tests.service.pictures import encoded, gradient, pixels
-from tests.service.toy import write_store
+from tests.service.toy import VECTORS, toy_stylized, write_store
 
 __all__ = ["rabbit", "redis", "redis_server"]
 NOTHING: Mapping[str, str] = MappingProxyType({})
@@ -101,13 +108,18 @@ class Cluster:
 
 
 @pytest.fixture
-def cluster(store: Path, tmp_path: Path, redis: RedisServer) -> Iterator[Callable[..., Cluster]]:
+def stack() -> Iterator[ExitStack]:
     with ExitStack() as stack:
-        yield lambda jobs_url=redis.url, **variables: Cluster(stack, store, tmp_path, jobs_url, **variables)
+        yield stack
+
+
+@pytest.fixture
+def cluster(stack: ExitStack, store: Path, tmp_path: Path, redis: RedisServer) -> Callable[..., Cluster]:
+    return lambda jobs_url=redis.url, **variables: Cluster(stack, store, tmp_path, jobs_url, **variables)
 
 
 def test_a_job_from_its_order_to_its_result_on_another_machine(cluster: Callable[..., Cluster]) -> None:
-    machines = cluster()
+    machines = cluster(STYLIZE_SYNC_MAX_PIXELS="1000")
     first, second = machines.web(), machines.web()
     job = first.submit(iterations=12)
     assert (job["status"], job["position"]) == ("queued", 1)
@@ -126,7 +138,12 @@ def test_a_job_from_its_order_to_its_result_on_another_machine(cluster: Callable
     assert "libtorch" not in Path(f"/proc/{worker.pid}/maps").read_text()
     assert "onnxruntime" not in Path(f"/proc/{worker.pid}/maps").read_text()
     assert any("libtorch" in Path(f"/proc/{hand}/maps").read_text() for hand in worker.hands())
-    wait_for(lambda: sum(web.metric('stylize_jobs_total{outcome="succeeded"}') for web in (first, second)) == 1)
+    large = first.http.post("/stylize?style=red&format=png", content=PHOTO, headers=PNG)
+    assert large.status_code == 202
+    second.wait(large.json()["id"])
+    found = second.http.get(large.json()["links"]["result"]).content
+    assert np.array_equal(pixels(found), toy_stylized(gradient(64, 48), VECTORS["red"]))
+    wait_for(lambda: sum(web.metric('stylize_jobs_total{outcome="succeeded"}') for web in (first, second)) == 2)
 
 
 def test_a_running_job_is_cancelled_from_any_web_process(cluster: Callable[..., Cluster]) -> None:
@@ -221,7 +238,7 @@ def test_whatever_is_killed_twenty_jobs_have_twenty_results(
     machines = cluster()
     first, second = machines.web(), machines.web()
     workers = [machines.worker() for _ in range(3)]
-    ids = [(first, second)[seed % 2].submit(iterations=40, preset="keras", seed=seed)["id"] for seed in range(20)]
+    ids = [(first, second)[seed % 2].submit(iterations=20, preset="keras", seed=seed)["id"] for seed in range(20)]
 
     def done() -> int:
         return int(redis.client.hget("{stylize}:counts", "succeeded") or 0)
@@ -256,7 +273,7 @@ def test_whatever_is_killed_twenty_jobs_have_twenty_results(
 
 
 def test_a_broker_that_is_away_is_told_of_and_jobs_wait_for_it(
-    cluster: Callable[..., Cluster], redis: RedisServer
+    cluster: Callable[..., Cluster], redis: RedisServer, stack: ExitStack
 ) -> None:
     redis.kill()
     try:
@@ -273,8 +290,8 @@ def test_a_broker_that_is_away_is_told_of_and_jobs_wait_for_it(
     wait_for(lambda: web.http.get("/readyz").status_code == 200)
     running, waiting = web.submit(**LONG), web.submit()
     wait_for(lambda: web.job(running["id"])["iteration"] > 0)
-    watching = ThreadPoolExecutor(1)
-    watched = watching.submit(events, web, running["id"])
+    stream = stack.enter_context(web.http.stream("GET", f"/jobs/{running['id']}/events"))
+    assert stream.status_code == 200
     redis.kill()
     try:
         wait_for(lambda: any("Redis" in said for said in web.http.get("/readyz").json()["troubles"]))
@@ -288,11 +305,10 @@ def test_a_broker_that_is_away_is_told_of_and_jobs_wait_for_it(
     assert web.job(running["id"])["attempt"] == 1  # the very same process goes on
     assert worker.hands()
     web.http.delete(f"/jobs/{running['id']}")
-    told = watched.result(PATIENCE_S)  # one stream, over it all
-    watching.shutdown()
-    assert [id for id, _ in told] == list(range(1, len(told) + 1))
-    assert told[-1][1] == "cancelled"
     web.wait(waiting["id"])
+    told = [line for line in stream.iter_lines() if line.startswith(("id", "event"))]  # one stream, over it all
+    assert [int(id.removeprefix("id: ")) for id in told[::2]] == list(range(1, len(told) // 2 + 1))
+    assert told[-1] == "event: cancelled"
 
 
 def test_a_worker_with_another_store_or_volume_is_refused(cluster: Callable[..., Cluster], tmp_path: Path) -> None:
@@ -312,16 +328,14 @@ def test_a_worker_with_another_store_or_volume_is_refused(cluster: Callable[...,
 
 
 @pytest.fixture
-def open_queue(redis: RedisServer, tmp_path: Path) -> Iterator[Callable[..., DistributedQueue]]:
-    with ExitStack() as stack:
+def open_queue(stack: ExitStack, redis: RedisServer, tmp_path: Path) -> Callable[..., DistributedQueue]:
+    def open_queue(store: str = "a store") -> DistributedQueue:
+        volume = Volume(f"file://{tmp_path}/pictures")
+        queue = DistributedQueue(State(redis.url), volume, None, Limits(), lambda: store)
+        stack.callback(queue.close)
+        return queue
 
-        def open_queue(store: str = "a store") -> DistributedQueue:
-            volume = Volume(f"file://{tmp_path}/pictures")
-            queue = DistributedQueue(State(redis.url), volume, None, Limits(), lambda: store)
-            stack.callback(queue.close)
-            return queue
-
-        yield open_queue
+    return open_queue
 
 
 def test_a_worker_whose_store_is_not_the_services_any_more_is_given_no_job(
@@ -402,6 +416,43 @@ def test_each_end_and_each_webhook_is_one_web_processes(open_queue: Callable[...
     assert (second.ended().jobs, second.ended().restarts) == ([], {})
     first.webhook_done(job.id, delivered=True)
     assert second.due_webhooks() == ([], None)
+
+
+def test_of_several_web_processes_one_tells_of_an_end(
+    open_queue: Callable[..., DistributedQueue], tmp_path: Path
+) -> None:
+    async def scene(port: int, received: Sequence[object]) -> list[float]:
+        webhooks = [Webhooks(["localhost"], SECRET, lambda job: {}, is_public=lambda address: True) for _ in range(3)]
+        metrics = [Metrics() for _ in webhooks]
+        crew, ending = Crew(0, 1, 60.0, 60.0, tmp_path, tmp_path), asyncio.Event()
+        async with asyncio.timeout(PATIENCE_S), AsyncExitStack() as running:
+            first, *_ = [
+                await _entered(running, Dispatch(open_queue(), crew, each, tells, ending))
+                for each, tells in zip(metrics, webhooks, strict=True)
+            ]
+            for _ in range(5):
+                first.queue.submit(replace(order(), webhook_url=f"http://localhost:{port}/"))
+            while lease := first.queue.claim():
+                first.queue.succeed(lease, b"result")
+            job, _ = first.queue.submit(replace(order(), webhook_url=f"http://localhost:{port}/"))
+            await first.cancel(job.id)
+            while len(received) < 6 or sum(_ended(each, "succeeded") for each in metrics) < 5:
+                await asyncio.sleep(0.05)
+            await asyncio.sleep(0.5)  # for one too many
+        return [sum(_ended(each, outcome) for each in metrics) for outcome in ("succeeded", "cancelled")]
+
+    with receiving(*[204] * 6) as (port, received):
+        assert asyncio.run(scene(port, received)) == [5, 1]
+    assert len({headers["webhook-id"] for headers, _ in received}) == len(received) == 6
+
+
+async def _entered(running: AsyncExitStack, dispatch: Dispatch) -> Dispatch:
+    await running.enter_async_context(dispatch.running())
+    return dispatch
+
+
+def _ended(metrics: Metrics, outcome: str) -> float:
+    return sample(metrics.render("text/plain")[0].decode(), f'stylize_jobs_total{{outcome="{outcome}"}}')
 
 
 def test_a_redis_that_may_forget_is_told_of(redis: RedisServer, open_queue: Callable[..., DistributedQueue]) -> None:
@@ -492,7 +543,12 @@ def test_amqp_brings_the_tickets_and_redis_keeps_the_state(
     worker = machines.worker()
     wait_for(lambda: web.job(ids[0])["status"] != "queued")
     os.kill(worker.hands()[0], signal.SIGKILL)
-    for id in ids:
+    web.wait(ids[0])
+    rabbit.kill()
+    late = web.submit(seed=9)["id"]  # its ticket comes when there is a broker again
+    wait_for(lambda: any("broker" in said for said in web.http.get("/readyz").json()["troubles"]))
+    rabbit.start()
+    for id in (*ids, late):
         web.wait(id)
 
 

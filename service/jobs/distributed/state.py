@@ -80,18 +80,21 @@ class State:
     def listen(self, told: Callable[[str, str], None], closing: threading.Event) -> None:
         """Tell of each job that something happens to, and of what, until ``closing``; an empty id stands for all of
         them, after Redis was away."""
+        pause_s = RETRY_S
         while not closing.is_set():
             try:
                 with self._redis.pubsub(ignore_subscribe_messages=True) as channel:  # type: ignore[no-untyped-call]
                     channel.subscribe(f"{PREFIX}:told")
                     told("", "")
+                    pause_s = RETRY_S
                     while not closing.is_set():
                         if message := channel.get_message(timeout=1.0):
                             told(*message["data"].split())
             except (RedisError, OSError, ValueError) as error:  # the last of a connection that ``close`` has closed
                 if not closing.is_set():
                     log.warning("nobody tells of jobs: %s", error)
-                closing.wait(RETRY_S)
+                closing.wait(pause_s)
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     def close(self) -> None:
         self._redis.close()

@@ -9,12 +9,14 @@ from __future__ import annotations
 import logging
 import os
 import re
+import secrets
 import signal
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +24,7 @@ from typing import TYPE_CHECKING, Self
 
 from billiard.einfo import ExceptionInfo
 from billiard.exceptions import WorkerLostError
-from celery import Celery, Task
+from celery import Celery, Task, signals
 from celery.exceptions import Reject
 from celery.worker import state as worker_state
 from celery.worker.request import Request
@@ -68,8 +70,10 @@ class Bench:
 def work(bench: Bench) -> int:
     """Work until SIGTERM, which gives the jobs back at once: the next worker goes on from their checkpoints. The exit
     status. Raises ConfigurationError, and Misplaced where this is not a worker for the service."""
-    host = f"{socket.gethostname()}-{os.getpid()}"
-    bench.queue(FOREVER_S).admit(host)
+    # a container that was started again has its old name and process ids, and is not what it was
+    host = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+    with closing(bench.queue(FOREVER_S)) as queue:
+        queue.admit(host)
     app = celery_app(bench.place.broker_url)
     app.conf.update(
         task_time_limit=bench.time_limit_s,
@@ -79,12 +83,14 @@ def work(bench: Bench) -> int:
     )
     foreman = Foreman(bench, host)
     _declare(app, bench, foreman, host)
+    signals.setup_logging.connect(_leave_logging_alone)
     worker = app.Worker(
         pool="prefork",
         concurrency=bench.processes,
         hostname=f"stylize@{host}",
         without_gossip=True,
         without_mingle=True,
+        quiet=True,
     )
     loaded = [name for name in BEFORE_FORK if name in sys.modules]
     assert not loaded, f"{loaded} may only be imported after the fork"
