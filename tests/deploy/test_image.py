@@ -128,13 +128,13 @@ def test_workers_image_optimises_with_the_shipped_features(gatys_image: str) -> 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed: no pod is made of the manifests")
 def test_overlays_pod_runs_and_stylises(image: str) -> None:
     """`podman play kube` of the overlay cpu's Deployment; only the address that it listens on is the test's own."""
-    port = free_port()
-    manifest, pod = played(image, port)
     if "podman" not in " ".join(ENGINE):
         pytest.skip(f"{ENGINE} has no `play kube`")
+    port = free_port()
+    manifest, pod = played(image, port)
     try:
         engine("play", "kube", "--network=host", "-", stdin=manifest)
-        (container,) = engine("ps", "--quiet", "--filter", f"name={pod}-stylize").split()
+        (container,) = engine("ps", "--quiet", "--filter", f"name={pod}-pod.*-stylize").split()
         running = Container(container, port)
         running.wait_until_ready()
         assert running.get("/stylize?style=starry_night&max_side=320", PHOTO.read_bytes())[0] == 200
@@ -143,7 +143,7 @@ def test_overlays_pod_runs_and_stylises(image: str) -> None:
         assert made["Config"]["User"].startswith("65532")
         assert not made["EffectiveCaps"]
     finally:
-        engine("play", "kube", "--down", "-", stdin=manifest)
+        subprocess.run([*ENGINE, "play", "kube", "--down", "-"], input=manifest, text=True, cwd=ROOT)
 
 
 def played(image: str, port: int) -> tuple[str, str]:
@@ -156,9 +156,11 @@ def played(image: str, port: int) -> tuple[str, str]:
     deployment["spec"]["replicas"] = 1
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     container |= {"image": image, "imagePullPolicy": "Never"}
-    container["ports"] = [{"name": "http", "containerPort": port}]
+    del container["ports"]  # the host's network has no mappings
+    for probe in ("startup", "readiness", "liveness"):
+        container[f"{probe}Probe"]["httpGet"]["port"] = port
     container["env"] = [{"name": "STYLIZE_HOST", "value": "127.0.0.1"}, {"name": "STYLIZE_PORT", "value": str(port)}]
-    return yaml.safe_dump_all(objects), f"{deployment['metadata']['name']}-pod"
+    return yaml.safe_dump_all(objects), deployment["metadata"]["name"]
 
 
 def test_image_is_small_and_has_what_it_needs_alone(image: str) -> None:
