@@ -18,8 +18,8 @@ from service.client import Client, GatysOrder
 
 SIDES = (256, 512, 1024, 1536)
 CLIENTS = 4  # so that a run is always waiting for the one before
-JOBS = 3
-JOB_SIDE = 512
+JOBS = 2
+JOB_SIDE = 320
 UTILISATION = 0.6  # at random arrivals a picture then waits for 0.75 of a run on average (M/D/1), at 0.9 for 4.5
 
 
