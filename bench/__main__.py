@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench.capacity import Load, capacity
 from bench.networks import compare_networks
 from bench.overload import overload
 from bench.page import measure_page, take_pictures
@@ -22,7 +23,7 @@ from service.models.session import cpu_quota
 
 RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).parents[1] / "docs"
-PARTS = ("all", "networks", "service", "peers", "overload", "soak", "settings", "page", "pictures")
+PARTS = ("all", "networks", "service", "peers", "overload", "soak", "settings", "capacity", "page", "pictures")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,6 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=60.0, help="of overload")
     parser.add_argument("--deadline-ms", type=int, default=2000, help="of every request of the overload")
     parser.add_argument("--minutes", type=float, default=10.0, help="of soak")
+    parser.add_argument("--requests-per-s", type=float, default=10.0, help="of the load to plan for")
+    parser.add_argument("--megapixels", type=float, default=0.8, help="of a picture of the load to plan for")
+    parser.add_argument("--jobs-per-min", type=float, default=1.0, help="of the load to plan for")
+    parser.add_argument("--cost", type=float, default=0.1, help="of a machine like this one, an hour, in any currency")
     parser.add_argument("--no-peers", action="store_true", help="measure our own service alone: installs nothing")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     options = parser.parse_args(arguments)
@@ -51,6 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found.append(overload(options.seconds, options.side, options.deadline_ms))
     if options.part == "soak":
         found.append(soak(options.minutes, options.out / f"{name}.png"))
+    if options.part == "capacity":
+        load = Load(options.requests_per_s, options.megapixels, options.jobs_per_min)
+        found.append(capacity(options.cell, load, options.cost))
     if options.part == "page":
         found.append(measure_page(options.rounds))
     if options.part == "pictures":
