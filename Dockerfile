@@ -9,7 +9,7 @@ COPY constraints.txt pyproject.toml ./
 RUN python3 -c "import pathlib, tomllib; \
 project = tomllib.loads(pathlib.Path('pyproject.toml').read_text())['project']; \
 extras = project['optional-dependencies']; \
-common = project['dependencies'] + extras['container'] + extras.get('distributed', []); \
+common = project['dependencies'] + extras['container'] + extras['distributed']; \
 [pathlib.Path(f'{name}.txt').write_text('\n'.join(common + extras[name])) for name in ('cpu', 'gpu', 'gatys')]" \
  && python3 -m venv --without-pip /opt/stylize
 
