@@ -12,7 +12,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import onnx
@@ -26,7 +26,7 @@ import onnxruntime  # type: ignore[import-untyped]
 from export.corpus import Corpus
 from export.data import load_picture
 from export.networks.style_encoder import StyleEncoder, padded, statistics
-from export.networks.transformer import Transformer, TransformerConfig
+from export.networks.transformer import Transformer
 from export.publish import GRAPH, checksums, now, staged, write_card
 from export.sheet import contact_sheet, stylise, to_image
 from export.to_onnx import SMALLEST_SIDE, load_graph, write_onnx
@@ -188,7 +188,7 @@ def _halve(graph: onnx.GraphProto) -> None:
     nodes = [*casts, *graph.node]
     del graph.node[:]
     graph.node.extend(nodes)
-    stale = [value for value in graph.value_info if value.name in {cast.output[0] for cast in casts}]
+    stale = [value for value in graph.value_info if value.name in {node.output[0] for node in casts}]
     for value in stale:
         graph.value_info.remove(value)
 

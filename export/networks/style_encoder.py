@@ -83,4 +83,5 @@ def padded(pictures: Tensor, smallest: int) -> Tensor:
     """Pictures whose sides are repeated at the border to at least `smallest` px: what poolings leave something of."""
     height, width = pictures.shape[2:]
     down, right = (torch.sym_max(smallest, side) - side for side in (height, width))  # type: ignore[no-untyped-call]
-    return F.pad(pictures, (0, right, 0, down), mode="replicate")
+    repeated: Tensor = F.pad(pictures, (0, right, 0, down), mode="replicate")
+    return repeated
