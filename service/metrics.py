@@ -78,6 +78,10 @@ class Metrics:
             registry=registry,
         )  # fmt: skip
         _start(self.abandoned, ("upload", *get_args(Stage)))
+        self.encodings = Counter(
+            "stylize_encodings", "Vectors of uploaded paintings: made, shared, or kept.", ["source"], registry=registry
+        )
+        _start(self.encodings, ("made", "shared", "kept"))
         self.model_info = Gauge(
             "stylize_model_info", "1 for every model served.", ["model", "version", "sha256", "provider"],
             registry=registry,

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from service.models.store import NAME_PATTERN, PHOTO, Vector
 
+PAINTING = "style_image"  # in a mix: the style of the painting that came with the request
 MAX_WEIGHT = 1e6
 STRIP_ROWS = 256
 
