@@ -106,7 +106,8 @@ class Engine:
 
     def _serve(self, loaded: _Loaded) -> None:
         self._metrics.model_info.clear()
-        for model in (*loaded.models, *loaded.encoders):
+        at_work: list[ServedModel | Encoder] = [*loaded.models, *loaded.encoders]
+        for model in at_work:
             labels = model.card.name, str(model.card.version), model.sha256, model.provider
             self._metrics.model_info.labels(*labels).set(1)
         self._catalog = Catalog.of(loaded.models, loaded.encoders)

@@ -65,9 +65,8 @@ class StyleEncoder(nn.Module):
     def forward(self, found: Tensor) -> Tensor:
         """Statistics (N, 1920) -> (N, D). Logarithms: channels differ in scale by orders of magnitude."""
         inputs = ((found.log1p() - self.centre) / self.spread).clamp(-FAR, FAR)
-        step = self.layers(inputs)
-        moved: Tensor = self.mean + (step @ self.basis if self.basis.dim() == 2 else step * self.basis)
-        return moved
+        step: Tensor = self.layers(inputs)
+        return self.mean + (step @ self.basis if self.basis.dim() == 2 else step * self.basis)
 
 
 def _basis(known: Tensor, rank: int) -> Tensor:

@@ -59,7 +59,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "service.routes": {
         "service.animations",
-        "service.routes", "service.engine", "service.encodings", "service.schemas", "service.orders", "service.jobs", "service.batching",
+        "service.encodings",
+        "service.routes", "service.engine", "service.schemas", "service.orders", "service.jobs", "service.batching",
         "service.fields", "service.models", "service.painting", "service.masks", "service.images", "service.metrics",
         "service.errors",
     },
