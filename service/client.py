@@ -69,7 +69,8 @@ class Refused(ClientError):
 class Order:
     """One picture to be stylised, as ``POST /stylize`` takes it; None leaves a field to the server.
 
-    ``image``, ``style_image``, ``mask`` and ``masks`` are files' bytes. Raises nothing: the server names every offence at once.
+    ``image``, ``style_image``, ``mask`` and ``masks`` are files' bytes. Raises nothing: the server names
+    every offence at once.
     """
 
     image: bytes = field(repr=False)

@@ -66,7 +66,8 @@ class StyleEncoder(nn.Module):
         """Statistics (N, 1920) -> (N, D). Logarithms: channels differ in scale by orders of magnitude."""
         inputs = ((found.log1p() - self.centre) / self.spread).clamp(-FAR, FAR)
         step: Tensor = self.layers(inputs)
-        return self.mean + (step @ self.basis if self.basis.dim() == 2 else step * self.basis)
+        moved = step @ self.basis if self.basis.dim() == 2 else step * self.basis
+        return self.mean + moved
 
 
 def _basis(known: Tensor, rank: int) -> Tensor:

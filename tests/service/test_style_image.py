@@ -132,7 +132,7 @@ def test_a_bad_painting_is_named_and_nothing_is_kept(
     ],
 )
 def test_what_does_not_fit_a_painting_is_said(client: TestClient, fields: dict[str, str], field: str) -> None:
-    answer = ask(client, png(plain(1, 2, 3)), **fields)
+    answer = ask(client, png(plain(1, 2, 3)), png(PHOTO), **fields)
     assert answer.status_code == 422
     assert [offence["field"] for offence in answer.json()["errors"]] == [field]
 
