@@ -66,8 +66,9 @@ class StyleEncoder(nn.Module):
         """Statistics (N, 1920) -> (N, D). Logarithms: channels differ in scale by orders of magnitude."""
         inputs = ((found.log1p() - self.centre) / self.spread).clamp(-FAR, FAR)
         step: Tensor = self.layers(inputs)
-        moved = step @ self.basis if self.basis.dim() == 2 else step * self.basis
-        return self.mean + moved
+        moved: Tensor = step @ self.basis if self.basis.dim() == 2 else step * self.basis
+        vectors: Tensor = self.mean + moved
+        return vectors
 
 
 def _basis(known: Tensor, rank: int) -> Tensor:
