@@ -66,7 +66,7 @@ class StyleEncoder(nn.Module):
         """Statistics (N, 1920) -> (N, D). Logarithms: channels differ in scale by orders of magnitude."""
         inputs = ((found.log1p() - self.centre) / self.spread).clamp(-FAR, FAR)
         step: Tensor = self.layers(inputs)
-        moved: Tensor = step @ self.basis if self.basis.dim() == 2 else step * self.basis
+        moved = step @ self.basis if self.basis.dim() == 2 else step * self.basis
         vectors: Tensor = self.mean + moved
         return vectors
 
@@ -77,7 +77,8 @@ def _basis(known: Tensor, rank: int) -> Tensor:
     if not rank:
         return centred.square().mean(0).sqrt().clamp(min=NARROW)
     _, lengths, directions = torch.linalg.svd(centred, full_matrices=False)
-    return directions[:rank] * lengths[:rank, None] / len(known) ** 0.5
+    components: Tensor = directions[:rank] * lengths[:rank, None] / len(known) ** 0.5
+    return components
 
 
 def padded(pictures: Tensor, smallest: int) -> Tensor:
