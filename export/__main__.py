@@ -1,4 +1,4 @@
-"""python -m export train | publish | tile | evaluate | add-style | to-onnx | verify | fetch."""
+"""python -m export train | train-encoder | publish | publish-encoder | tile | evaluate | add-style | to-onnx | …"""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from export.corpus import Corpus
 
 # With glibc's defaults a training step spends most of its time in page faults; they are read when a process starts.
 MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "34359738368"}
@@ -95,6 +98,48 @@ def _train(options: argparse.Namespace) -> None:
         teacher=teacher,
     )
     trainer.run(save_every=options.save_every, sheet_photos=[photo for photo in SHEET_PHOTOS if photo.exists()])
+
+
+def _corpus(options: argparse.Namespace) -> Corpus:
+    from export.corpus import Corpus
+
+    folders = [folder for folder in (options.corpus, options.paintings) if folder]
+    return Corpus.read(folders, options.seed, held_out=options.held_out, prefix=options.held_out_prefix)
+
+
+def _train_encoder(options: argparse.Namespace) -> None:
+    from export.encoder import EncoderConfig, EncoderTrainer
+
+    config = EncoderConfig(seed=options.seed, held_out=options.held_out, held_out_prefix=options.held_out_prefix)
+    names = ("steps", "small_steps", "small_side", "side", "painting_side", "batch", "learning_rate", "hidden", "rank")
+    given = {key: getattr(options, key) for key in names if getattr(options, key) is not None}
+    trainer = EncoderTrainer(
+        dataclasses.replace(config, **given),
+        options.model,
+        _corpus(options),
+        options.content,
+        options.vgg,
+        options.run,
+        device=_device(options.device),
+        compiled=options.compile,
+    )
+    trainer.run(save_every=options.save_every, sheet_photos=[photo for photo in SHEET_PHOTOS if photo.exists()])
+
+
+def _publish_encoder(options: argparse.Namespace) -> None:
+    from export.encoder import publish_encoder
+
+    card = publish_encoder(
+        options.run,
+        options.model,
+        _corpus(options),
+        options.vgg,
+        options.encoder,
+        title=options.title,
+        description=options.description,
+    )
+    size = (options.encoder / str(card.graph)).stat().st_size / 1e6
+    print(f"{card.label} makes vectors of {options.model}: {size:.1f} MB, in {options.encoder}")
 
 
 def _to_onnx(options: argparse.Namespace) -> None:
@@ -238,6 +283,35 @@ def _parser() -> argparse.ArgumentParser:
         "--compile", action="store_true", help="torch.compile: a third faster on CPU, needs a C++ compiler and a minute"
     )
 
+    train_encoder = command(
+        "train-encoder", _train_encoder, "Train an encoder that makes a published model's vectors from any painting."
+    )
+    _encoder_options(train_encoder)
+    train_encoder.add_argument("--content", type=Path, required=True, help="folder of photos to train on")
+    for option, kind in (
+        ("steps", int),
+        ("small-steps", int),
+        ("small-side", int),
+        ("side", int),
+        ("painting-side", int),
+        ("batch", int),
+        ("learning-rate", float),
+        ("hidden", int),
+        ("rank", int),
+    ):
+        train_encoder.add_argument(f"--{option}", type=kind, help="see EncoderConfig in export/encoder.py")
+    train_encoder.add_argument("--save-every", type=int, default=500, help="steps between checkpoints")
+    train_encoder.add_argument("--device", default="auto", help="auto, cpu, cuda")
+    train_encoder.add_argument("--compile", action="store_true", help="torch.compile, as train has it")
+
+    publish_encoder = command(
+        "publish-encoder", _publish_encoder, "Export, verify and publish an encoder into the model store."
+    )
+    _encoder_options(publish_encoder)
+    publish_encoder.add_argument("--encoder", type=Path, default=STORE / "arbitrary" / "1", help="not there yet")
+    publish_encoder.add_argument("--title", default="Any painting")
+    publish_encoder.add_argument("--description", default="Style vectors from paintings, in one pass")
+
     to_onnx = command("to-onnx", _to_onnx, "Export a run's network as an ONNX graph from pixels to pixels.")
     verify = command("verify", _verify, "Compare an exported graph with torch; fails above 1/255 of difference.")
     for sub in (to_onnx, verify):
@@ -301,6 +375,17 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", type=Path, required=True, help="the run's folder: checkpoint, losses, sample sheets")
+
+
+def _encoder_options(parser: argparse.ArgumentParser) -> None:
+    _run_option(parser)
+    parser.add_argument("--model", type=Path, default=STORE / "multistyle" / "1", help="whose vectors are made")
+    parser.add_argument("--corpus", type=Path, required=True, help="folder of paintings; some of them are held out")
+    parser.add_argument("--paintings", type=Path, help="folder of more paintings to train on")
+    parser.add_argument("--held-out", type=int, default=30, help="paintings never trained on")
+    parser.add_argument("--held-out-prefix", default="wikiart_", help="of their file names")
+    parser.add_argument("--seed", type=int, default=0)
+    _vgg_option(parser)
 
 
 def _data_options(parser: argparse.ArgumentParser) -> None:

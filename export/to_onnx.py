@@ -6,6 +6,7 @@ import copy
 import logging
 import math
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -96,22 +97,34 @@ def export_graph(graph: PixelGraph, path: Path) -> None:
     if graph.vector is None:
         example += (torch.zeros(2, graph.transformer.config.style_size),)
         names, shapes = [*names, "style"], [*shapes, {0: batch}]
+    write_onnx(graph.deployed().eval(), example, path, names, graph.output, shapes)
+    onnx.checker.check_model(onnx.load(path), full_check=True)
+
+
+def write_onnx(
+    graph: nn.Module,
+    example: tuple[Tensor, ...],
+    path: Path,
+    inputs: Sequence[str],
+    output: str,
+    shapes: Sequence[dict[int, Dim]],
+) -> None:
+    """Exports a graph; `shapes` has the dynamic dimensions of every input."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns of its own deprecations
         torch.onnx.export(
-            graph.deployed().eval(),
+            graph,
             example,
             path,
-            input_names=names,
-            output_names=[graph.output],
+            input_names=list(inputs),
+            output_names=[output],
             opset_version=OPSET,
             dynamic_shapes=tuple(shapes),
             dynamo=True,
             external_data=False,
             verbose=False,
         )
-    onnx.checker.check_model(onnx.load(path), full_check=True)
 
 
 def load_graph(path: Path) -> PixelGraph:

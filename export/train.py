@@ -233,16 +233,11 @@ class Trainer:
         self.config, self.paintings, self.folder, self.device = config, list(paintings), folder, torch.device(device)
         self.photos = Photos(content, config.seed)
         self.vgg = VGG.load(vgg_weights, device=device, dtype=dtype)
-        self.targets = StyleTargets(self.vgg, paintings, config.painting_side)
         network = StyledNetwork.neutral(config.network, len(paintings)) if start is None else start
         self.network: StyledNetwork = network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = {name: value.detach().clone() for name, value in self.network.named_parameters()}
-        convolutions = [p for p in self.network.transformer.parameters() if p.requires_grad]
-        groups = [
-            {"params": convolutions, "ratio": 1.0},
-            {"params": [self.network.vectors], "ratio": config.vector_rate},
-        ]
-        self.optimizer = torch.optim.Adam([group for group in groups if group["params"]], betas=(0.9, 0.99))
+        groups = [group for group in self._parameter_groups() if group["params"]]
+        self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
         self.step = 0
         self.photo_vector: Tensor | None = None  # (D,), learnt when the styles are
         self.history: list[tuple[float, ...]] = []  # step, then LOSS_NAMES: means over LOG_EVERY steps
@@ -250,6 +245,7 @@ class Trainer:
         compile_: Callable[..., Losses] = partial(torch.compile, dynamic=False) if compiled else lambda losses: losses
         self._losses, self._imitation_losses = compile_(batch_losses), compile_(imitation_losses)
         folder.mkdir(parents=True, exist_ok=True)
+        self._prepare()
         if self.checkpoint_path.exists():
             self._resume()
 
@@ -293,9 +289,8 @@ class Trainer:
                 if sheet_photos and (self.step % sheet_every == 0 or self.step == last):
                     self._write_sheet(sheet_photos)
 
-        if self.config.conditional and self.photo_vector is None and self.step == self.config.steps:
-            self.photo_vector = learn_photo_vector(self.averaged(), self.photos, self.vgg, self.config)
-            self.save()
+        if self.step == self.config.steps:
+            self._finish()
 
     def averaged(self) -> StyledNetwork:
         """The network with the moving average of its weights: what is shown and exported."""
@@ -329,8 +324,31 @@ class Trainer:
         if self.history:
             loss_curve(self.folder / "losses.png", LOSS_NAMES, self.history)
 
+    def _prepare(self) -> None:
+        """What a run needs beyond its state, made once."""
+        self.targets = StyleTargets(self.vgg, self.paintings, self.config.painting_side)
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        """What is trained; `ratio` is its learning rate over the configuration's."""
+        convolutions = [p for p in self.network.transformer.parameters() if p.requires_grad]
+        return [
+            {"params": convolutions, "ratio": 1.0},
+            {"params": [self.network.vectors], "ratio": self.config.vector_rate},
+        ]
+
+    def _finish(self) -> None:
+        """What is learnt once the last step is done."""
+        if self.config.conditional and self.photo_vector is None:
+            self.photo_vector = learn_photo_vector(self.averaged(), self.photos, self.vgg, self.config)
+            self.save()
+
+    def _styles(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """What the network is told of a step's styles, a row a picture, and their targets: {layer: (N, C, C)}."""
+        slots = self.slots(step).to(self.device)
+        return slots, self.targets.of(slots)
+
     def _train_step(self, photos: Tensor) -> Tensor:
-        slots = self.slots(self.step).to(self.device)
+        slots, targets = self._styles(self.step)
         photos = photos.to(self.device, memory_format=torch.channels_last)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.rate(self.step) * group["ratio"]
@@ -340,7 +358,6 @@ class Trainer:
                 self.network, self.teacher, weights, photos, slots, dtype=self.vgg.dtype
             )
         else:
-            targets = self.targets.of(slots)
             total, parts = self._losses(self.network, self.vgg, weights, photos, slots, targets, self.config.border)
         self.optimizer.zero_grad()
         total.backward()  # type: ignore[no-untyped-call]

@@ -19,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 from service import __version__
 from service.animations import AnimationLimits
 from service.batching import Admission, Batcher
+from service.encodings import Encodings
 from service.engine import Engine
 from service.errors import (
     ClientGone,
@@ -85,7 +86,8 @@ def create_app(settings: Settings, tracer: Tracer | None = None) -> FastAPI:
     )
     animations = AnimationLimits(settings.max_frames, FILM_PIXELS * settings.max_pixels)
     pictures = PictureLimits(settings.max_pixels, settings.max_side, settings.sync_max_pixels, animations)
-    stylizer = Stylizer(engine, admission, codec, metrics, pictures, supervisor)
+    encodings = Encodings(codec, inference, metrics, settings.max_pixels)
+    stylizer = Stylizer(engine, admission, codec, metrics, pictures, supervisor, encodings)
     job_limits = JobLimits(settings.max_pixels, settings.max_side, settings.max_iterations)
     desk = OrderDesk(engine, settings.model_store, webhooks, codec, job_limits)
     uploads = UploadLimits(settings.max_upload_bytes, settings.upload_timeout_s)

@@ -69,7 +69,8 @@ class Refused(ClientError):
 class Order:
     """One picture to be stylised, as ``POST /stylize`` takes it; None leaves a field to the server.
 
-    ``image``, ``mask`` and ``masks`` are files' bytes. Raises nothing: the server names every offence at once.
+    ``image``, ``style_image``, ``mask`` and ``masks`` are files' bytes. Raises nothing: the server names
+    every offence at once.
     """
 
     image: bytes = field(repr=False)
@@ -86,6 +87,7 @@ class Order:
     mask_styles: str | None = None
     style_fine: str | None = None
     style_coarse: str | None = None
+    style_image: bytes | None = field(default=None, repr=False)
 
     @property
     def fields(self) -> dict[str, str]:
@@ -94,7 +96,7 @@ class Order:
 
     @property
     def files(self) -> dict[str, bytes]:
-        """The masks that were given."""
+        """The painting and the masks that were given."""
         return {name: content for name, content in _files(self) if name != "image"}
 
 

@@ -14,6 +14,7 @@ from service.batching import Admission, Batcher, Network, Place
 from service.errors import ConfigurationError, ModelRefused, NotReady
 from service.metrics import Metrics, Stopwatch
 from service.models.catalog import Catalog, ServedModel, served
+from service.models.encoder import Encoder, encoder_of
 from service.models.session import SETTLE_SIDE, ProviderChoice
 from service.models.store import ModelStore
 from service.models.style import Pixels, Rows
@@ -87,7 +88,7 @@ class Engine:
         self._refused = loaded.refused
         for model in loaded.models:
             self._admission.learn(model, SETTLE_SIDE**2, loaded.first_runs_s[model.name])
-        self._serve(loaded.models)
+        self._serve(loaded)
 
     async def reload(self) -> Sequence[str]:
         """Load the store anew while the old models serve, and put all of its models in their place at once.
@@ -100,15 +101,19 @@ class Engine:
                 log.error("the store was not reloaded; the models loaded before go on serving")
             else:
                 self._refused = ()
-                self._serve(loaded.models)
+                self._serve(loaded)
             return loaded.refused
 
-    def _serve(self, models: list[ServedModel]) -> None:
+    def _serve(self, loaded: _Loaded) -> None:
         self._metrics.model_info.clear()
-        for model in models:
-            labels = model.name, str(model.card.version), model.sha256, model.provider
+        at_work: list[ServedModel | Encoder] = [*loaded.models, *loaded.encoders]
+        for model in at_work:
+            labels = model.card.name, str(model.card.version), model.sha256, model.provider
             self._metrics.model_info.labels(*labels).set(1)
-        self._catalog = Catalog.of(models)
+        self._catalog = Catalog.of(loaded.models, loaded.encoders)
+        if loaded.encoders and self._catalog.encoder is None:
+            names = ", ".join(encoder.card.label for encoder in loaded.encoders)
+            log.warning("%s: the network that it makes vectors for is not served; style_image is refused", names)
 
     async def submit(self, network: Network, place: Place, image: Pixels, rows: Rows, watch: Stopwatch) -> Pixels:
         """Run ``network`` on ``image`` (H, W, 3) for each of ``rows`` (R, D), when its turn comes: (R, H, W, 3)."""
@@ -127,11 +132,16 @@ class Engine:
         return loaded
 
     def _load_model(self, folder: Path, loaded: _Loaded) -> ServedModel | None:
-        """None for a model that was refused, and for one that is only verified here (the slow path's)."""
+        """None for a model that was refused, for one that is only verified here (the slow path's), and an encoder."""
         started = time.perf_counter()
         try:
             stored = self._store.load(folder)
             if stored.card.kind == "features":
+                return None
+            if stored.card.kind == "encoder":
+                encoder = encoder_of(stored, self._provider, self._threads, self._gpu_mem_limit_bytes)
+                encoder.settle()
+                loaded.encoders.append(encoder)
                 return None
             model = served(stored, self._provider, self._threads, self._gpu_mem_limit_bytes)
             model.warm()
@@ -156,6 +166,7 @@ class _Loaded:
     """What came of reading a store."""
 
     models: list[ServedModel] = field(default_factory=list)
+    encoders: list[Encoder] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     first_runs_s: dict[str, float] = field(default_factory=dict)
 

@@ -165,7 +165,7 @@ def encode(picture: Picture, format: Format, quality: int) -> bytes:
     """
     file = io.BytesIO()
     if format == "jpeg":
-        Image.fromarray(_on_white(picture)).save(file, "JPEG", quality=quality)
+        Image.fromarray(on_white(picture)).save(file, "JPEG", quality=quality)
     elif format == "png":
         Image.fromarray(_with_alpha(picture)).save(file, "PNG", compress_level=1)
     else:
@@ -222,7 +222,8 @@ def _with_alpha(picture: Picture) -> npt.NDArray[np.uint8]:
     return picture.rgb if picture.alpha is None else np.dstack([picture.rgb, picture.alpha])
 
 
-def _on_white(picture: Picture) -> npt.NDArray[np.uint8]:
+def on_white(picture: Picture) -> npt.NDArray[np.uint8]:
+    """(H, W, 3), what is transparent shown on white."""
     if picture.alpha is None:
         return picture.rgb
     opacity = picture.alpha[..., None].astype(np.float32) / WHITE

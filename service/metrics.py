@@ -67,6 +67,11 @@ class Metrics:
             "stylize_abandoned", "Requests given up at a deadline or by their client, by stage.", ["stage"],
             registry=registry,
         )  # fmt: skip
+        self.encodings = Counter(
+            "stylize_encodings", "Vectors of uploaded paintings: made, shared, or kept.", ["source"], registry=registry
+        )
+        for source in ("made", "shared", "kept"):
+            self.encodings.labels(source)
         self.model_info = Gauge(
             "stylize_model_info", "1 for every model served.", ["model", "version", "sha256", "provider"],
             registry=registry,

@@ -14,6 +14,7 @@ from service.errors import InvalidFields, Offence, ServiceError, TooManyPixels
 from service.images import Photo, Picture, decode_mask, decode_regions, open_photo
 from service.masks import Mask, composed
 from service.models.catalog import WHOLE_PIXELS, Catalog, FilmRun, Moving, ServedModel, StoppableRun
+from service.models.store import PAINTING
 from service.models.style import Pixels
 from service.models.tiling import Observe
 from service.schemas import StylizeFields
@@ -42,7 +43,9 @@ def open_mask(files: Mapping[str, bytes], max_pixels: int) -> Photo | None:
     Raises what ``open_photo`` does, naming the field; InvalidFields for ``masks`` that are not an indexed PNG.
     """
     for field, content in files.items():
-        with _naming(field):
+        if field == PAINTING:
+            continue
+        with naming(field):
             photo = open_photo(content, max_pixels)
         if field == "masks" and photo.image.mode != "P":
             raise InvalidFields([Offence(field, f"must be an indexed PNG (a palette), not {photo.image.mode}")])
@@ -55,9 +58,9 @@ def decode_masks(photo: Photo | None, fields: StylizeFields, size: tuple[int, in
     if photo is None:
         return []
     if fields.mask_styles is None:
-        with _naming("mask"):
+        with naming("mask"):
             return [decode_mask(photo, size)]
-    with _naming("masks"):
+    with naming("masks"):
         return decode_regions(photo, size, list(fields.mask_styles.styles))
 
 
@@ -143,7 +146,7 @@ def finished(
 
 
 @contextmanager
-def _naming(field: str) -> Iterator[None]:
+def naming(field: str) -> Iterator[None]:
     """Say which file it was, where it was not the photo."""
     try:
         yield

@@ -14,18 +14,18 @@ from service.fields import invalid, not_files, repeated
 from service.images import AnyFormat
 from service.masks import Regions
 from service.models.catalog import Catalog
+from service.models.store import PAINTING
 from service.models.style import Mix
 
-NOT_YET = "not in this release"
-LATER_FIELDS = ("style_image",)  # the contract has it, this release does not
+NO_ENCODER = "no model in the store can take it: publish one with python -m export publish-encoder, or name a style"
 STYLES = ("style", "style_fine", "style_coarse")  # of the whole; of its strokes and its palette
-FILES = ("mask", "masks")  # beside the photo, in multipart alone
+FILES = ("mask", "masks", PAINTING)  # beside the photo, in multipart alone
 
 
 def _known_styles(mix: Mix, info: ValidationInfo) -> Mix:
     catalog = cast(Catalog, info.context)
     known = [style.name for style in catalog.styles()]
-    unknown = [name for name in mix.weights if name not in known]
+    unknown = [name for name in mix.weights if name not in (*known, PAINTING)]
     if unknown:
         detail = f"no style is called {' or '.join(unknown)}; there are {', '.join(known)}"
         raise PydanticCustomError("unknown_style", "{detail}", {"detail": detail})
@@ -99,21 +99,35 @@ class StylizeFields(BaseModel):
         found = list(offences)
         names = {name for name, _ in fields}
         found += repeated(fields)
-        found += [Offence(name, NOT_YET) for name in LATER_FIELDS if name in names]
         found += not_files(names, FILES)
         found += _contradictions(names, files)
         unknown_style = None
-        values = {name: value for name, value in fields if name not in (*LATER_FIELDS, *FILES)}
+        values = {name: value for name, value in fields if name not in FILES}
+        if PAINTING in files and not names.intersection((*STYLES, "mask_styles")):
+            values["style"] = PAINTING
         try:
             valid = cls.model_validate(values, context=catalog)
         except ValidationError as error:
             unknown_style = next((e["msg"] for e in error.errors() if e["type"] == "unknown_style"), None)
             found += invalid(error, "unknown field; there are " + ", ".join(cls.model_fields))
+        if PAINTING in files and catalog.encoder is None:
+            found.append(Offence(PAINTING, NO_ENCODER))
         if unknown_style and len(found) == 1:
             raise UnknownStyle(unknown_style)
+        if not found:
+            found += _unpaired(valid, files)
         if found:
             raise InvalidFields(found)
         return valid
+
+
+def _unpaired(fields: StylizeFields, files: Collection[str]) -> list[Offence]:
+    """A painting that no mix names, or a mix that names one where none came."""
+    if (PAINTING in files) == (PAINTING in fields.style_names):
+        return []
+    if PAINTING in files:
+        return [Offence(PAINTING, f"name it in the mix too, as {PAINTING}:1,{min(fields.style_names)}:1, or no style")]
+    return [Offence(PAINTING, f"the mix names it: send the painting as the file {PAINTING}")]
 
 
 def applied_style(fields: Mapping[str, object]) -> str:
@@ -137,7 +151,7 @@ def _contradictions(names: set[str], files: Collection[str]) -> list[Offence]:
         return [Offence("mask_styles", "needs the file masks, an indexed PNG")]
     if names.issuperset(STYLES):
         return [Offence("style", "not together with style_fine and style_coarse: nothing is left for it")]
-    if len(names.intersection(STYLES)) == 2 or "style" in names:
+    if len(names.intersection(STYLES)) == 2 or "style" in names or (PAINTING in files and not names & set(STYLES)):
         return []
     return [Offence("style", "required: the name of a style, or a mix name:weight,name:weight")]
 

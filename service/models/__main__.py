@@ -9,6 +9,7 @@ from pathlib import Path
 
 from service.errors import ModelRefused
 from service.models.catalog import served
+from service.models.encoder import encoder_of
 from service.models.session import cpu_quota
 from service.models.store import ModelStore
 
@@ -21,7 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         for folder in store.folders():
             stored = store.load(folder)
-            if stored.card.graph:
+            if stored.card.kind == "encoder":
+                encoder_of(stored, "cpu", cpu_quota()).settle()
+            elif stored.card.graph:
                 served(stored, "cpu", cpu_quota()).settle()
             print(f"{stored.card.label}: sound")
     except ModelRefused as error:

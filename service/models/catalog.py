@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from functools import partial
 
 import numpy as np
 
+from service.models.encoder import Encoder
 from service.models.film import STEPS, as_frames, run_film
 from service.models.session import (
     Images,
@@ -20,7 +22,7 @@ from service.models.session import (
     StyleRows,
     open_session,
 )
-from service.models.store import StoredModel, StyleEntry
+from service.models.store import PAINTING, StoredModel, StyleEntry, Vector
 from service.models.strokes import sizes, with_strokes
 from service.models.style import Mix, Pixels, Rows, blend, rows_for
 from service.models.tiling import Observe, TiledNetwork
@@ -43,6 +45,12 @@ class ServedModel:
         self.warm = session.warm
         self._session = session
         self._vectors = stored.vectors
+
+    def knowing(self, vector: Vector) -> ServedModel:
+        """The same network, for one request: mixes may name PAINTING, whose style (D,) this is."""
+        known = copy.copy(self)
+        known._vectors = self._vectors | {PAINTING: vector}
+        return known
 
     def begin(self, stroke: float = 1.0) -> StoppableRun:
         """A run, to be called once with (N, H, W, 3) and (N, D); with strokes so many times as large as its own."""
@@ -185,11 +193,15 @@ class Catalog:
     was judged best."""
 
     models: dict[str, ServedModel] = field(default_factory=dict)
+    encoder: Encoder | None = None
 
     @classmethod
-    def of(cls, models: Sequence[ServedModel]) -> Catalog:
+    def of(cls, models: Sequence[ServedModel], encoders: Sequence[Encoder] = ()) -> Catalog:
+        """An encoder is of use where the very network is served whose vectors it makes."""
         ordered = sorted(models, key=_rank)
-        return cls({model.card.name: model for model in ordered})
+        graphs = {model.sha256 for model in models}
+        fitting = (encoder for encoder in encoders if encoder.network_sha256 in graphs)
+        return cls({model.card.name: model for model in ordered}, next(fitting, None))
 
     def styles(self) -> Iterator[StyleEntry]:
         """Every style that some model has, once, as its first choice tells it."""
@@ -206,12 +218,16 @@ class Catalog:
         return found
 
     def models_with(self, styles: set[str]) -> list[ServedModel]:
-        """The models that have all of ``styles``, the first choice first. A mix needs a conditional one."""
-        return [
+        """The models that have all of ``styles``, the first choice first. A mix needs a conditional one, and the
+        style of an uploaded painting the encoder's."""
+        able = [
             model
             for model in self.models.values()
-            if styles <= model.styles.keys() and (len(styles) == 1 or model.card.kind == "conditional")
+            if styles - {PAINTING} <= model.styles.keys() and (len(styles) == 1 or model.card.kind == "conditional")
         ]
+        if PAINTING in styles:
+            return [model for model in able if self.encoder and model.sha256 == self.encoder.network_sha256]
+        return able
 
 
 def _rank(model: ServedModel) -> tuple[bool, float, str]:

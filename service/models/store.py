@@ -19,6 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from service.errors import ModelRefused, translating
 
 CARD = "model.json"
+PAINTING = "style_image"  # in a mix: the painting that came with the request
 PHOTO = "photo"  # the vector trained to reconstruct the photo: the identity, not a style
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_]{0,63}$"
 
@@ -35,7 +36,7 @@ def _inside(path: str) -> str:
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 RelativePath = Annotated[str, AfterValidator(_inside)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Kind = Literal["conditional", "classic", "features"]
+Kind = Literal["conditional", "classic", "features", "encoder"]
 
 
 class _Frozen(BaseModel):
@@ -76,6 +77,15 @@ class Tiling(_Frozen):
     radius_px: int = Field(ge=0)
 
 
+class VectorsOf(_Frozen):
+    """The network whose style vectors an encoder makes, by the sha256 of its graph, from paintings whose shorter side
+    was ``painting_side_px`` in training."""
+
+    model: Name
+    sha256: Sha256
+    painting_side_px: int = Field(ge=1)
+
+
 class Card(_Frozen):
     """``model.json``. Raises pydantic.ValidationError where it contradicts itself."""
 
@@ -91,6 +101,7 @@ class Card(_Frozen):
     tiling: Tiling | None = None
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
+    vectors_of: VectorsOf | None = None
     photo_vector: RelativePath | None = None
     palette_size: int = Field(default=0, ge=0, description="the last numbers of a vector, which make a style's colours")
     styles: tuple[StyleEntry, ...] = ()
@@ -105,8 +116,13 @@ class Card(_Frozen):
             if self.styles or self.photo_vector:
                 raise ValueError("a features model has no styles")
             return self
+        if (self.kind == "encoder") != (self.vectors_of is not None):
+            raise ValueError("an encoder, and nothing else, says whose vectors it makes in vectors_of")
         _check_graph(self)
-        _check_styles(self)
+        if self.kind != "encoder":
+            _check_styles(self)
+        elif self.styles or self.photo_vector or self.tiling:
+            raise ValueError("an encoder has no styles and no tiling")
         named = [
             self.graph,
             self.photo_vector,
@@ -126,6 +142,8 @@ class Card(_Frozen):
     @property
     def dimension(self) -> int:
         """D, the length of a style vector; 0 for a classic network."""
+        if self.kind == "encoder":
+            return int(self.outputs[0].shape[1])
         return int(self.inputs[1].shape[1]) if self.kind == "conditional" else 0
 
 
@@ -134,11 +152,11 @@ def _check_graph(card: Card) -> None:
         raise ValueError("graph is missing")
     if len(card.inputs) != (2 if card.kind == "conditional" else 1) or len(card.outputs) != 1:
         raise ValueError(f"a {card.kind} network has not these inputs and outputs")
-    for tensor in (card.inputs[0], card.outputs[0]):
+    for tensor in (card.inputs[0], *(() if card.kind == "encoder" else card.outputs)):
         if tensor.dtype != "uint8" or len(tensor.shape) != 4 or tensor.shape[3] != 3:
             raise ValueError(f"{tensor.name} must be uint8 (N, H, W, 3): preprocessing belongs into the graph")
-    if card.kind == "conditional":
-        style = card.inputs[1]
+    if card.kind in ("conditional", "encoder"):
+        style = card.inputs[1] if card.kind == "conditional" else card.outputs[0]
         if style.dtype != "float32" or len(style.shape) != 2 or not isinstance(style.shape[1], int):
             raise ValueError(f"{style.name} must be float32 (N, D) with D a number")
         if card.palette_size >= style.shape[1]:
@@ -149,8 +167,8 @@ def _check_styles(card: Card) -> None:
     names = [style.name for style in card.styles]
     if len(set(names)) != len(names):
         raise ValueError("two styles have one name")
-    if PHOTO in names:
-        raise ValueError(f"{PHOTO} is the identity's vector, not a style's name")
+    if taken := {PHOTO, PAINTING}.intersection(names):
+        raise ValueError(f"{taken.pop()} has a meaning of its own, and is not a style's name")
     if card.kind == "classic":
         if len(names) != 1 or card.photo_vector or card.styles[0].vector or card.tiling:
             raise ValueError("a classic network has exactly one style, no vectors and no tiling")
@@ -219,7 +237,8 @@ class ModelStore:
 
     def networks(self) -> list[StoredModel]:
         """Every model that can stylise, loaded. Raises ModelRefused for the first of all models that is not sound."""
-        return [model for model in map(self.load, self.folders()) if model.card.kind != "features"]
+        models = map(self.load, self.folders())
+        return [model for model in models if model.card.kind in ("conditional", "classic")]
 
 
 def feature_weights(root: Path, network: str) -> Path | None:

@@ -75,6 +75,11 @@ _DEADLINE = {
 }
 _BINARY = {"type": "string", "format": "binary"}
 _MASKS = {
+    "style_image": _BINARY
+    | {
+        "description": "A picture to take the style from, in one pass; transparency is shown on white. A mix names it "
+        "`style_image`, as in `style_image:0.6,udnie:0.4`. 422 while no model in the store can."
+    },
     "mask": _BINARY | {"description": "Greyscale, stretched to the photo: white is stylised, black stays photo."},
     "masks": _BINARY | {"description": "An indexed PNG instead: a style for each palette index."},
     "mask_styles": {

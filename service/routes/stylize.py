@@ -23,6 +23,7 @@ from service.animations import (
     open_animation,
 )
 from service.batching import Admission
+from service.encodings import Encodings
 from service.engine import Engine
 from service.errors import ClientGone, DeadlineExceeded, GatysUnavailable, InvalidFields, Offence, TooManyPixels
 from service.images import FORMATS, AnyFormat, Format, Photo, Picture, decode, encode, open_photo
@@ -32,8 +33,9 @@ from service.jobs.supervisor import Supervisor
 from service.masks import Mask
 from service.metrics import Metrics, Stopwatch
 from service.models.catalog import Moving, ServedModel, Stroked
+from service.models.store import PAINTING
 from service.models.style import Pixels, Rows
-from service.painting import check_film, decode_masks, decode_moving, finished, model_for, open_mask, stroke_of
+from service.painting import check_film, decode_masks, decode_moving, finished, model_for, naming, open_mask, stroke_of
 from service.routes.accept import negotiate
 from service.routes.jobs import accepted
 from service.routes.openapi import STYLIZE
@@ -83,6 +85,7 @@ class Stylizer:
         metrics: Metrics,
         limits: PictureLimits,
         supervisor: Supervisor,
+        encodings: Encodings,
     ) -> None:
         self._engine = engine
         self._admission = admission
@@ -90,6 +93,7 @@ class Stylizer:
         self._metrics = metrics
         self._limits = limits
         self._supervisor = supervisor
+        self._encodings = encodings
 
     async def answer(
         self, upload: Upload, accept: str | None, client: str, watch: Stopwatch, give_up: float | None
@@ -107,7 +111,13 @@ class Stylizer:
                 photo = await self._in_codec(open_photo, upload.image, self._limits.max_pixels)
             # A thread's turn costs more than most requests would use it for.
             mask = await self._in_codec(open_mask, upload.files, self._limits.max_pixels) if upload.files else None
-        rows = model.rows(fields.mixes, fields.strength)
+        if PAINTING in upload.files:
+            assert catalog.encoder is not None  # else the fields would have been refused
+            with watch.time("infer"), naming(PAINTING):
+                vector = await self._encodings.vector(catalog.encoder, upload.files[PAINTING])
+            rows = model.knowing(vector).rows(fields.mixes, fields.strength)
+        else:
+            rows = model.rows(fields.mixes, fields.strength)
         if animation:
             format = fields.format or negotiate(accept, animation.format, MOVING)
             moving = _Moving(animation, mask, fields, model, rows, format)
@@ -115,7 +125,7 @@ class Stylizer:
         format = _still_format(fields.format) or negotiate(accept, photo.format)
         size = photo.size_within(fields.max_side or self._limits.max_side)
         if self._is_large(size, len(rows)):
-            self._check_large(model, size, len(rows))
+            self._check_large(model, size, len(rows), painting=PAINTING in upload.files)
             parameters = _large_parameters(fields, model, size, len(rows), format)
             return await accepted(self._supervisor, Order(client, parameters, {"photo": upload.image, **upload.files}))
         with self._admission.admit(model, size[0] * size[1] * max(1, len(rows)), give_up) as place:
@@ -140,7 +150,7 @@ class Stylizer:
         width, height = size = moving.animation.photo.size_within(fields.max_side or self._limits.max_side)
         check_film(fields, model, moving.animation, size)
         if self._is_large((width, height * frames), len(rows)):
-            self._check_large(model, size, len(rows), frames)
+            self._check_large(model, size, len(rows), frames, painting=PAINTING in upload.files)
             parameters = _large_parameters(fields, model, size, len(rows), moving.format, frames)
             return await accepted(self._supervisor, Order(client, parameters, {"photo": upload.image, **upload.files}))
         with self._admission.admit(model, width * height * frames * max(1, len(rows)), give_up) as place:
@@ -183,12 +193,16 @@ class Stylizer:
         pixels, most = size[0] * size[1], self._limits.sync_max_pixels
         return pixels > most or pixels * rows > 2 * most
 
-    def _check_large(self, model: ServedModel, size: tuple[int, int], rows: int, frames: int = 1) -> None:
+    def _check_large(
+        self, model: ServedModel, size: tuple[int, int], rows: int, frames: int = 1, *, painting: bool = False
+    ) -> None:
         """Raises TooManyPixels where such a picture cannot be made even as a job."""
         pixels = size[0] * size[1] * frames * max(1, rows / 2)
         try:
             self._supervisor.check_workers()
-            if model.tiled is None:
+            if painting:  # a job's worker has named styles alone
+                most, reason = self._limits.sync_max_pixels, "with a style_image"
+            elif model.tiled is None:
                 most, reason = self._limits.sync_max_pixels, f"{model.name} has no graphs for tiles"
             elif pixels > self._limits.max_pixels:
                 most, reason = self._limits.max_pixels, "for one job"

@@ -21,7 +21,7 @@ from service.errors import (
     translating,
 )
 from service.fields import NOT_A_FILE, REPEATED
-from service.schemas import FILES, LATER_FIELDS
+from service.schemas import FILES
 
 MULTIPART = "multipart/form-data"
 IMAGE_TYPES = ("image/jpeg", "image/jpg", "image/png", "image/webp", "image/gif")
@@ -53,7 +53,7 @@ async def read_upload(
     request: Request,
     limits: UploadLimits,
     files: tuple[str, ...] = FILES,
-    later: tuple[str, ...] = LATER_FIELDS,
+    later: tuple[str, ...] = (),
     several: tuple[str, ...] = (),
 ) -> Upload:
     """Read an image and its fields, whichever of the two ways they came. ``files`` may come beside it, and ``several``

@@ -26,6 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service.models": {"service.models", "service.images", "service.errors"},
     "service.batching": {"service.metrics", "service.errors"},
     "service.engine": {"service.batching", "service.models", "service.metrics", "service.errors"},
+    "service.encodings": {"service.models", "service.images", "service.metrics", "service.errors"},
     "service.fields": {"service.errors"},
     "service.colour": set(),
     "service.masks": set(),
@@ -58,6 +59,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "service.routes": {
         "service.animations",
+        "service.encodings",
         "service.routes", "service.engine", "service.schemas", "service.orders", "service.jobs", "service.batching",
         "service.fields", "service.models", "service.painting", "service.masks", "service.images", "service.metrics",
         "service.errors",

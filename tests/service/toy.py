@@ -129,6 +129,29 @@ def write_classic(
     return write_model(root, card, {"model.onnx": graph, f"previews/{style}.jpg": _preview()})
 
 
+def encoder_graph() -> bytes:
+    """The mean colour and a 0: a toy's vector of a painting, whose first three numbers are added to a photo."""
+    nodes = [
+        helper.make_node("Cast", ["image"], ["x"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["x"], ["mean"], axes=[1, 2], keepdims=0),
+        helper.make_node("Pad", ["mean", "one_more"], ["vector"]),
+    ]
+    vector = helper.make_tensor_value_info("vector", TensorProto.FLOAT, ["N", DIMENSION])
+    return _graph(nodes, [_images("image")], [vector], {"one_more": np.array([0, 0, 0, 1], np.int64)})
+
+
+def write_encoder(root: Path, network: Path) -> Path:
+    """An encoder of paintings for the conditional network in the folder ``network``."""
+    sha256 = json.loads((network / "model.json").read_text())["files"]["model.onnx"]
+    card = _card("arbitrary", "encoder") | {
+        "graph": "model.onnx",
+        "inputs": [_tensor("image")],
+        "outputs": [{"name": "vector", "dtype": "float32", "shape": ["N", DIMENSION]}],
+        "vectors_of": {"model": network.parent.name, "sha256": sha256, "painting_side_px": 32},
+    }
+    return write_model(root, card, {"model.onnx": encoder_graph()})
+
+
 def write_model(root: Path, card: dict[str, Any], files: dict[str, bytes]) -> Path:
     folder: Path = root / card["name"] / str(card["version"])
     for path, content in files.items():

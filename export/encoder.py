@@ -1,0 +1,272 @@
+"""Training and publishing of a style encoder for a published conditional model, whose convolutions stay as they are.
+
+The loop, the losses and the checkpoints are those of `export.train`: in the place of a slot the network is told the
+painting's statistics.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before the import: the Linux wheels report home otherwise
+import onnxruntime  # type: ignore[import-untyped]
+
+from export.corpus import Corpus
+from export.data import load_picture
+from export.networks.style_encoder import StyleEncoder, padded, statistics
+from export.networks.transformer import Transformer
+from export.publish import GRAPH, checksums, now, staged, write_card
+from export.sheet import contact_sheet, stylise, to_image
+from export.to_onnx import SMALLEST_SIDE, load_graph, write_onnx
+from export.train import CHECKPOINT, LOSS_NAMES, StyledNetwork, TrainConfig, Trainer
+from export.verify import GraphDiffers
+from service.gatys.losses import TRAINING_STYLE_LAYERS, grams_of
+from service.gatys.pictures import to_pixels
+from service.gatys.vgg import VGG
+from service.models.store import PHOTO, Card, ModelStore, TensorSpec, VectorsOf
+
+NORMALISED_BY = 256  # paintings whose statistics set the encoder's unit
+SHEET_PAINTINGS = 5
+TOLERANCE = 2e-2  # of a vector's numbers, whose spread is about 1: the graph's perceptron is kept in fp16
+SHAPES = ((256, 256), (97, 130), (33, 500), (2, 2), (1, 1))
+PIXELS: tuple[int | str, ...] = ("N", "H", "W", 3)
+
+
+@dataclass(frozen=True)
+class EncoderConfig(TrainConfig):
+    """As TrainConfig; `rank` as `StyleEncoder` has it; what is `held_out` is `Corpus.read`'s. `model` and its graph's
+    sha256 say whose vectors it learns to make; the corpus' sha256 is of its names."""
+
+    learning_rate: float = 1e-3
+    painting_side: int = 256
+    hidden: int = 512
+    rank: int = 0
+    held_out: int = 30
+    held_out_prefix: str = "wikiart_"
+    model: str = ""
+    model_sha256: str = ""
+    corpus_sha256: str = ""
+
+
+class EncodedNetwork(StyledNetwork):
+    """A frozen transformer and the encoder that makes its vectors; `vectors` are those of the named styles."""
+
+    def __init__(self, transformer: Transformer, vectors: Tensor, encoder: StyleEncoder) -> None:
+        super().__init__(transformer, vectors)
+        self.requires_grad_(False)
+        self.encoder = encoder
+
+    def forward(self, photos: Tensor, slots: Tensor, spikes: list[Tensor] | None = None) -> Tensor:
+        """Every photo in the style of its row of `slots`, which are statistics here: (N, 1920)."""
+        with torch.autocast(photos.device.type, enabled=False):  # a vector's numbers are worth fp32
+            style = self.encoder(slots.float())
+        stylised: Tensor = self.transformer(photos, style, spikes)
+        return stylised
+
+
+class EncoderTrainer(Trainer):
+    """A Trainer of the encoder alone, on a corpus in the place of named paintings."""
+
+    config: EncoderConfig
+    network: EncodedNetwork
+
+    def __init__(
+        self, config: EncoderConfig, model: Path, corpus: Corpus, content: Path, vgg_weights: Path, folder: Path,
+        *, device: str = "cpu", dtype: torch.dtype = torch.bfloat16, compiled: bool = False,
+    ) -> None:  # fmt: skip
+        """As Trainer; `model` is <store>/<model>/<version>. Raises ValueError where it takes no vectors."""
+        torch.manual_seed(config.seed)  # the encoder's first weights
+        transformer, vectors, label, sha256 = _published(model)
+        self.corpus = corpus
+        config = dataclasses.replace(
+            config, network=transformer.config, model=label, model_sha256=sha256, corpus_sha256=corpus.sha256
+        )
+        network = EncodedNetwork(transformer, vectors, StyleEncoder(vectors, config.hidden, config.rank))
+        super().__init__(
+            config, [], content, vgg_weights, folder, device=device, dtype=dtype, compiled=compiled, start=network
+        )
+
+    def averaged(self) -> EncodedNetwork:
+        network = copy.deepcopy(self.network).requires_grad_(False)
+        for name, value in network.named_parameters():
+            value.copy_(self.average[name])
+        return network.cpu().eval()
+
+    def _prepare(self) -> None:
+        if self.checkpoint_path.exists():  # which has the encoder's unit
+            return
+        steps = -(-min(NORMALISED_BY, len(self.corpus.trained)) // self.config.batch)
+        self.network.encoder.normalise_by(torch.cat([self._styles(step)[0] for step in range(steps)]))
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        return [{"params": list(self.network.encoder.parameters()), "ratio": 1.0}]
+
+    def _styles(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        paintings = self.corpus.batch(step, self.config.batch, self.config.painting_side)
+        with torch.no_grad():
+            features = self.vgg(paintings.to(self.device), TRAINING_STYLE_LAYERS)
+        return statistics(features), grams_of(features, TRAINING_STYLE_LAYERS)
+
+    def _finish(self) -> None:
+        """The photo vector is the model's."""
+
+    def _write_sheet(self, photos: Sequence[Path]) -> None:
+        """Paintings that were held out x photos: the paintings in the first row."""
+        network, side = self.averaged(), self.config.painting_side
+        chosen = self.corpus.held_out[:SHEET_PAINTINGS]
+        paintings = [load_picture(path, short_side=side) for path in chosen]
+        with torch.no_grad():
+            found = [
+                statistics(self.vgg(picture.to(self.device), TRAINING_STYLE_LAYERS)).cpu() for picture in paintings
+            ]
+            rows = [[to_image(load_picture(photos[0], short_side=side)), *map(to_image, paintings)]]
+            for photo in photos:
+                picture = load_picture(photo, short_side=side)
+                styled = [stylise(_Told(network, row), picture, 0) for row in found]
+                rows.append([to_image(picture), *map(to_image, styled)])
+        titles = ["", *(path.stem[:40] for path in chosen)]
+        contact_sheet(self.folder / f"sheet_{self.step:06d}.jpg", titles, rows)
+
+
+class _Told(nn.Module):
+    """A network that is told one painting's statistics (1, 1920), whatever the slot."""
+
+    def __init__(self, network: EncodedNetwork, row: Tensor) -> None:
+        super().__init__()
+        self.network, self.row = network, row
+
+    def forward(self, photos: Tensor, slots: Tensor) -> Tensor:
+        stylised: Tensor = self.network(photos, self.row)
+        return stylised
+
+
+class EncoderGraph(nn.Module):
+    """From a painting's pixels to its style vector, VGG's convolutions inside."""
+
+    def __init__(self, vgg: VGG, encoder: StyleEncoder) -> None:
+        super().__init__()
+        self.vgg, self.encoder = vgg, encoder
+
+    def forward(self, image: Tensor) -> Tensor:
+        """image uint8 (N, H, W, 3) -> vectors (N, D), float32."""
+        pictures = padded(image.permute(0, 3, 1, 2).float() / 255, SMALLEST_SIDE)
+        vectors: Tensor = self.encoder(statistics(self.vgg(pictures, TRAINING_STYLE_LAYERS)))
+        return vectors
+
+
+def export_encoder(graph: EncoderGraph, path: Path) -> None:
+    """Writes a self-contained ONNX file with dynamic N, H and W. Its weights are kept in fp16, which VGG's were
+    published in, and cast when it is loaded: half the file."""
+    batch, height, width = Dim("N", min=1, max=64), Dim("H", min=1, max=16384), Dim("W", min=1, max=16384)
+    example = (torch.zeros(2, 37, 50, 3, dtype=torch.uint8),)
+    write_onnx(graph.eval(), example, path, ["image"], "vector", [{0: batch, 1: height, 2: width}])
+    model = onnx.load(path)
+    _halve(model.graph)
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)
+
+
+def _halve(graph: onnx.GraphProto) -> None:
+    casts = []
+    for tensor in graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) > 1:
+            name, halved = tensor.name, onnx.numpy_helper.to_array(tensor).astype(np.float16)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(halved, f"{name}.fp16"))
+            casts.append(onnx.helper.make_node("Cast", [tensor.name], [name], to=onnx.TensorProto.FLOAT))
+    nodes = [*casts, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    stale = [value for value in graph.value_info if value.name in {node.output[0] for node in casts}]
+    for value in stale:
+        graph.value_info.remove(value)
+
+
+def verify_encoder(graph: EncoderGraph, path: Path, pictures: Sequence[np.ndarray] = ()) -> float:
+    """The largest difference of any number of a vector between torch and the ONNX file, over noise of odd sizes and
+    `pictures` uint8 (H, W, 3). Raises GraphDiffers above TOLERANCE."""
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in SHAPES]
+    largest = 0.0
+    for image in [*images, np.full((8, 8, 3), 255, np.uint8), *pictures]:
+        (found,) = session.run(None, {"image": image[None]})
+        with torch.no_grad():
+            wanted = graph(torch.from_numpy(image)[None]).numpy()
+        largest = max(largest, float(np.abs(found - wanted).max()))
+    if not largest <= TOLERANCE:
+        raise GraphDiffers(f"{path.name} differs from torch by {largest:.4f}, more than {TOLERANCE}")
+    return largest
+
+
+def publish_encoder(
+    run: Path, model: Path, corpus: Corpus, vgg_weights: Path, target: Path, *, title: str, description: str
+) -> Card:
+    """Exports, verifies and publishes the encoder of a finished run as `target`, <store>/<name>/<version>, beside the
+    model whose vectors it makes.
+
+    Raises ValueError where the run is not finished or was for another model or corpus, GraphDiffers, FileExistsError.
+    """
+    state = torch.load(run / CHECKPOINT, map_location="cpu", weights_only=True)
+    config = state["config"]
+    transformer, vectors, label, sha256 = _published(model)
+    if state["step"] < config["steps"]:
+        raise ValueError(f"the run has done {state['step']} of {config['steps']} steps; go on with it first")
+    if (config["model_sha256"], config["corpus_sha256"]) != (sha256, corpus.sha256):
+        raise ValueError(f"{run} was trained for {config['model']} on a corpus that is not this one, or for another")
+    network = EncodedNetwork(transformer, vectors, StyleEncoder(vectors, config["hidden"], config["rank"]))
+    network.load_state_dict(state["network"] | state["average"])
+    graph = EncoderGraph(VGG.load(vgg_weights), network.encoder).eval()
+    with staged(target) as folder:
+        export_encoder(graph, folder / GRAPH)
+        shown = [to_pixels(load_picture(path, short_side=192))[0] for path in corpus.held_out[:2]]
+        difference = verify_encoder(graph, folder / GRAPH, shown)
+        losses = dict(zip(LOSS_NAMES, state["history"][-1][1:], strict=True)) if state["history"] else {}
+        card = Card(
+            schema=1,
+            name=target.parent.name,
+            version=int(target.name),
+            kind="encoder",
+            title=title,
+            description=description,
+            licence="Apache-2.0; VGG16's convolutions: Visual Geometry Group, Oxford, CC BY 4.0",
+            created_at=now(),
+            graph=GRAPH,
+            inputs=(TensorSpec(name="image", dtype="uint8", shape=PIXELS),),
+            outputs=(TensorSpec(name="vector", dtype="float32", shape=("N", vectors.shape[1])),),
+            vectors_of=VectorsOf(
+                model=label.partition("@")[0], sha256=sha256, painting_side_px=config["painting_side"]
+            ),
+            files=checksums(folder),
+            training={
+                "configuration": config,
+                "steps": state["step"],
+                "losses": {name: round(value, 4) for name, value in losses.items() if np.isfinite(value)},
+                "held_out": [path.name for path in corpus.held_out],
+            },
+            quality={"verify": {"largest_difference": difference}},
+        )
+        write_card(folder, card)
+    return card
+
+
+def _published(model: Path) -> tuple[Transformer, Tensor, str, str]:
+    """A conditional model's network, its named vectors (K, D), its label and its graph's sha256."""
+    stored = ModelStore(model.parent.parent).load(model)
+    card = stored.card
+    if card.kind != "conditional" or card.graph is None:
+        raise ValueError(f"{card.label} is a {card.kind} network: only a conditional one takes vectors")
+    vectors = np.stack([vector for name, vector in stored.vectors.items() if name != PHOTO])
+    transformer = load_graph(model / card.graph).transformer
+    return transformer, torch.from_numpy(vectors), card.label, card.files[card.graph]

@@ -1,0 +1,44 @@
+"""The style encoder at work: a painting's pixels in, the vector of its style out."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from service.models.session import ProviderChoice, Session, StyleRows
+from service.models.store import StoredModel, Vector
+from service.models.style import Pixels
+
+LONGEST = 4  # times the shorter side: a strip of a frieze is enough of it
+
+
+class Encoder:
+    """A loaded encoder. ``network_sha256`` is of the graph whose vectors it makes, ``sha256`` of its own."""
+
+    def __init__(self, stored: StoredModel, session: Session) -> None:
+        assert stored.card.vectors_of is not None  # the card's own validation
+        assert stored.card.graph is not None
+        self.card = stored.card
+        self.sha256 = stored.card.files[stored.card.graph]
+        self.network_sha256 = stored.card.vectors_of.sha256
+        self.model = stored.card.vectors_of.model
+        self.provider = session.provider
+        self.settle = session.settle
+        self._side_px = stored.card.vectors_of.painting_side_px
+        self._session = session
+
+    def size(self, width: int, height: int) -> tuple[int, int]:
+        """At which (width, height) a painting is to be read: strokes as large as in training, never enlarged."""
+        scale = min(1.0, self._side_px / min(width, height), LONGEST * self._side_px / max(width, height))
+        return max(1, round(width * scale)), max(1, round(height * scale))
+
+    def vector(self, painting: Pixels) -> Vector:
+        """The style (D,) of a painting (H, W, 3). Raises OutOfMemory."""
+        no_rows: StyleRows = np.empty((1, 0), np.float32)
+        return np.asarray(self._session.run(painting[None], no_rows)[0], np.float32)
+
+
+def encoder_of(
+    stored: StoredModel, provider: ProviderChoice, threads: int, gpu_mem_limit_bytes: int | None = None
+) -> Encoder:
+    """A stored encoder at work. Raises what ``Session`` does."""
+    return Encoder(stored, Session(stored, provider, threads, gpu_mem_limit_bytes))
