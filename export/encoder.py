@@ -27,7 +27,7 @@ from export.corpus import Corpus
 from export.data import load_picture
 from export.networks.style_encoder import StyleEncoder, padded, statistics
 from export.networks.transformer import Transformer
-from export.publish import GRAPH, checksums, now, staged, write_card
+from export.publish import GRAPH, PIXELS, checksums, now, staged, write_card
 from export.sheet import contact_sheet, stylise, to_image
 from export.to_onnx import SMALLEST_SIDE, load_graph, write_onnx
 from export.train import CHECKPOINT, LOSS_NAMES, StyledNetwork, TrainConfig, Trainer
@@ -41,7 +41,6 @@ NORMALISED_BY = 256  # paintings whose statistics set the encoder's unit
 SHEET_PAINTINGS = 5
 TOLERANCE = 2e-2  # of a vector's numbers, whose spread is about 1: the graph's perceptron is kept in fp16
 SHAPES = ((256, 256), (97, 130), (33, 500), (2, 2), (1, 1))
-PIXELS: tuple[int | str, ...] = ("N", "H", "W", 3)
 
 
 @dataclass(frozen=True)

@@ -21,14 +21,7 @@ from service.animations import AnimationLimits
 from service.batching import Admission, Batcher
 from service.encodings import Encodings
 from service.engine import Engine
-from service.errors import (
-    ClientGone,
-    ConfigurationError,
-    Internal,
-    MethodNotAllowed,
-    NotFound,
-    ServiceError,
-)
+from service.errors import ClientGone, ConfigurationError, Internal, MethodNotAllowed, NotFound, ServiceError
 from service.jobs.job import Limits
 from service.jobs.queue import EmbeddedQueue
 from service.jobs.supervisor import Crew, Supervisor

@@ -39,23 +39,24 @@ Fill = Callable[[Order, OnProgress], Stylized]
 def main(arguments: Sequence[str] | None = None) -> int:
     """0: every picture was made. 1: some were not. 2: a wrong command line. 3: no server, or no models."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] == ["gatys"]:
-        return cli_gatys.main(arguments[1:])
-    options = _parser().parse_args(arguments)
+    gatys = arguments[:1] == ["gatys"]
     try:
+        if gatys:
+            return cli_gatys.run(arguments[1:])
+        options = _parser().parse_args(arguments)
         with ExitStack() as stack:
             service = stack.enter_context(Client(options.server)) if options.server else Local(options.store)
             if options.list:
                 return _list(service)
             return _paint(service.fill, _plan(options), options)
     except WrongUse as error:
-        return stop(WRONG_USE, f"{error}; see stylize --help")
+        return stop(WRONG_USE, f"{error}; see stylize {'gatys ' * gatys}--help")
     except (Unreachable, ModelRefused, ConfigurationError) as error:
         return stop(NO_SERVICE, str(error))
     except ClientError as error:
         return stop(SOME_FAILED, str(error))
     except KeyboardInterrupt:
-        return stop(STOPPED, "stopped; what was finished is kept")
+        return stop(STOPPED, f"stopped{', and the job cancelled' * gatys}; what was finished is kept")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -8,24 +8,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from service.client import Client, ClientError, GatysOrder, Optimized, Refused, Unreachable
+from service.client import Client, GatysOrder, Optimized, Refused, Unreachable
 from service.colour import PreserveColor
 from service.images import Format
 from service.jobs.job import Event
 from service.jobs.parameters import Init, NetworkName, Optimizer, PresetName
 from service.terminal import (
     DONE,
-    NO_SERVICE,
     SOME_FAILED,
-    STOPPED,
-    WRONG_USE,
     WrongUse,
     bar,
     named_format,
     plan,
     read,
     say,
-    stop,
     write,
 )
 
@@ -36,22 +32,13 @@ FIELDS = (
 )  # fmt: skip
 
 
-def main(arguments: Sequence[str]) -> int:
-    """As of ``service.cli.main``. Ctrl-C cancels the job that is going on."""
+def run(arguments: Sequence[str]) -> int:
+    """The status of ``service.cli.main``, which answers for what this raises. Ctrl-C cancels the job that goes on."""
     options = _parser().parse_args(arguments)
-    try:
-        if (not options.painting) == (options.style is None):
-            raise WrongUse("either a painting, -p FILE, or a style whose painting the server ships, -s STYLE")
-        with Client(options.server) as client:
-            return _optimize(client, plan(options.photos, options.output), options)
-    except WrongUse as error:
-        return stop(WRONG_USE, f"{error}; see stylize gatys --help")
-    except Unreachable as error:
-        return stop(NO_SERVICE, str(error))
-    except ClientError as error:
-        return stop(SOME_FAILED, str(error))
-    except KeyboardInterrupt:
-        return stop(STOPPED, "stopped, and the job cancelled; what was finished is kept")
+    if (not options.painting) == (options.style is None):
+        raise WrongUse("either a painting, -p FILE, or a style whose painting the server ships, -s STYLE")
+    with Client(options.server) as client:
+        return _optimize(client, plan(options.photos, options.output), options)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -89,21 +89,22 @@ def _fit(source: Floats, target: Floats) -> _Recolor:
     """What gives ``source`` the moments, tones and chroma of ``target``; both (P, 3), 0 to 1."""
     mean, covariance = _moments(target)
     grain = NOISE * np.eye(3)
-    recolor = _toned(_Recolor(), source, target)
+    tones, chroma = np.quantile(target @ LUMA, QUANTILES), _mean_chroma(target)
+    recolor = _toned(_Recolor(), source, tones)
     for _ in range(FIT_ROUNDS):
         found, spread = _moments(recolor(source))
         step = _transport(spread + recolor.matrix @ grain @ recolor.matrix.T, covariance + grain)
         moved = replace(recolor, matrix=step @ recolor.matrix, offset=step @ (recolor.offset - found) + mean)
-        recolor = _toned(moved, source, target)
+        recolor = _toned(moved, source, tones)
     for _ in range(FIT_ROUNDS):
-        share = _mean_chroma(target) / max(_mean_chroma(recolor(source)), 1e-3)
+        share = chroma / max(_mean_chroma(recolor(source)), 1e-3)
         recolor = replace(recolor, chroma=recolor.chroma * min(share, 2.0))
     return recolor
 
 
-def _toned(recolor: _Recolor, source: Floats, target: Floats) -> _Recolor:
-    """With the lumas of ``target``, quantile by quantile, from the middle outwards."""
-    before, after = (np.quantile(colours @ LUMA, QUANTILES) for colours in (recolor.mapped(source), target))
+def _toned(recolor: _Recolor, source: Floats, after: Moments) -> _Recolor:
+    """With the lumas ``after``, quantile by quantile, from the middle outwards."""
+    before = np.quantile(recolor.mapped(source) @ LUMA, QUANTILES)
     steps = np.maximum(np.diff(before), np.diff(after) / STEEPEST)
     reached = np.concatenate([[0], np.cumsum(steps)])
     middle = len(QUANTILES) // 2
