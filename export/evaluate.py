@@ -70,9 +70,11 @@ class Score:
 
 
 class Evaluator:
-    """Scores models on fixed photos and paintings; optima are read from and added to `optima`, a JSON file."""
+    """Scores models on fixed photos and paintings, whose shorter side is `painting_side` px; optima are read from and
+    added to `optima`, a JSON file."""
 
-    def __init__(self, vgg_weights: Path, optima: Path) -> None:
+    def __init__(self, vgg_weights: Path, optima: Path, painting_side: int = PAINTING_SIDE) -> None:
+        self.painting_side = painting_side
         self.vgg = VGG.load(vgg_weights)
         self.fast_vgg = VGG.load(vgg_weights, dtype=torch.bfloat16)
         self.optima_path = optima
@@ -108,7 +110,7 @@ class Evaluator:
 
     def optimum(self, painting: Painting, photo_path: Path) -> Optimum:
         """L* of a pair: optimised in bf16, judged in fp32."""
-        settings = f"{PAINTING_SIDE} {PHOTO_SIDE} {EVALUATIONS} style + 0.1 content + 0.03 tv"
+        settings = f"{self.painting_side} {PHOTO_SIDE} {EVALUATIONS} style + 0.1 content + 0.03 tv"
         key = hashlib.sha256(f"{file_sha256(painting.path)} {file_sha256(photo_path)} {settings}".encode()).hexdigest()[
             :16
         ]
@@ -131,17 +133,17 @@ class Evaluator:
         os.replace(partial, self.optima_path)
 
     def _objective(self, vgg: VGG, painting: Painting, photo: Tensor) -> Objective:
-        targets = _painting_grams(vgg, painting.path, TRAINING_STYLE_LAYERS)
+        targets = _painting_grams(vgg, painting.path, TRAINING_STYLE_LAYERS, self.painting_side)
         return Objective(vgg, photo, targets, content_layer=TRAINING_CONTENT_LAYER, content_weight=0.1, tv_weight=0.03)
 
     def _held_out(self, painting: Painting) -> Callable[[Tensor], float]:
-        targets = _painting_grams(self.vgg, painting.path, GATYS_STYLE_LAYERS)
+        targets = _painting_grams(self.vgg, painting.path, GATYS_STYLE_LAYERS, self.painting_side)
         return lambda picture: float(style_losses(_grams(self.vgg, picture, GATYS_STYLE_LAYERS), targets)[0])
 
 
 @functools.cache
-def _painting_grams(vgg: VGG, painting: Path, layers: tuple[str, ...]) -> dict[str, Tensor]:
-    return _grams(vgg, load_picture(painting, short_side=PAINTING_SIDE), layers)
+def _painting_grams(vgg: VGG, painting: Path, layers: tuple[str, ...], side: int) -> dict[str, Tensor]:
+    return _grams(vgg, load_picture(painting, short_side=side), layers)
 
 
 @torch.no_grad()

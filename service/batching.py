@@ -90,20 +90,22 @@ class Latency:
 class Margin:
     """How many times as long as expected answers take, all but one in a hundred; learnt from those that had to wait.
 
-    Without it a full queue is as long as the deadline, and half of what is in it comes just too late.
+    Without it a full queue is as long as the deadline, and half of what is in it comes just too late. What is late
+    is told a whole queue after it was admitted, hence LEAST: a shorter queue costs nothing, a late answer a run.
     """
 
+    LEAST = 1.25
     STEP = 1.1  # up after an answer beyond it; down by a 99th of that after one within: so it finds its quantile
     QUANTILE = 0.99
     MOST = 4.0
 
     def __init__(self) -> None:
-        self.factor = 1.0
+        self.factor = self.LEAST
 
     def learn(self, expected_s: float, took_s: float) -> None:
         late = took_s > self.factor * expected_s
         step = self.STEP if late else self.STEP ** (1 - 1 / self.QUANTILE)
-        self.factor = min(max(self.factor * step, 1.0), self.MOST)
+        self.factor = min(max(self.factor * step, self.LEAST), self.MOST)
 
 
 class Place:
@@ -164,6 +166,15 @@ class Admission:
             if ahead_s > 0 and (answered or (give_up is not None and now >= give_up)):
                 self._margin.learn(ahead_s + own_s, now - admitted)
 
+    def check(self, give_up: float | None) -> None:
+        """To be asked before anything of a request is read: under load most of the work would be refusing.
+
+        Raises Saturated where not even the smallest picture would be admitted.
+        """
+        self._check_room(1)
+        if give_up is not None:
+            self._check_time(self._busy_s() + self.waiting_s, 0.0, give_up - time.monotonic())
+
     def expected_s(self, network: Network, pixels: int) -> float:
         """How long a run is expected to take, in seconds."""
         return self._latency(network).predict(pixels)
@@ -187,9 +198,10 @@ class Admission:
         """An idle service tries whatever it expects: a run is how it learns that it was wrong."""
         needed_s = self._margin.factor * (ahead_s + own_s)
         if ahead_s > 0 and needed_s > left_s:
+            picture = f"the picture takes {own_s:.1f} s, " if own_s else ""
             raise Saturated(
-                f"the deadline cannot be met: {left_s:.1f} s are left, {ahead_s:.1f} s of work are ahead, the picture "
-                f"takes {own_s:.1f} s, and all that has lately taken up to {self._margin.factor:.1f} times as long; "
+                f"the deadline cannot be met: {left_s:.1f} s are left, {ahead_s:.1f} s of work are ahead, {picture}"
+                f"and what was expected has lately taken up to {self._margin.factor:.1f} times as long; "
                 "allow for more time or come back later",
                 min(ahead_s, needed_s - left_s),
             )

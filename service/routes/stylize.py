@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import time
 from collections.abc import AsyncIterator, Callable
@@ -12,6 +13,8 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from fastapi import APIRouter, Request, Response
+from fastapi.routing import APIRoute
+from starlette.types import Receive, Scope, Send
 
 from service.animations import (
     MOVING,
@@ -25,7 +28,15 @@ from service.animations import (
 from service.batching import Admission
 from service.encodings import Encodings
 from service.engine import Engine
-from service.errors import ClientGone, DeadlineExceeded, GatysUnavailable, InvalidFields, Offence, TooManyPixels
+from service.errors import (
+    ClientGone,
+    DeadlineExceeded,
+    GatysUnavailable,
+    InvalidFields,
+    Offence,
+    Saturated,
+    TooManyPixels,
+)
 from service.images import FORMATS, AnyFormat, Format, Photo, Picture, decode, encode, open_photo
 from service.jobs.job import Order
 from service.jobs.parameters import LargeParameters
@@ -94,6 +105,10 @@ class Stylizer:
         self._limits = limits
         self._supervisor = supervisor
         self._encodings = encodings
+
+    def check(self, deadline_s: float | None) -> None:
+        """Raises Saturated where a request need not be read: see ``Admission.check``."""
+        self._admission.check(None if deadline_s is None else time.monotonic() + deadline_s)
 
     async def answer(
         self, upload: Upload, accept: str | None, client: str, watch: Stopwatch, give_up: float | None
@@ -226,22 +241,41 @@ class Stylizer:
 
 
 def stylize_router(stylizer: Stylizer, limits: UploadLimits) -> APIRouter:
-    router = APIRouter()
+    class Door(APIRoute):
+        """Where the queue is full, a request is turned away unread."""
+
+        async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+            try:
+                stylizer.check(_deadline_s(_deadline_fields(Request(scope))))
+            except Saturated:
+                await _take_what_came(receive)
+                raise
+            await super().handle(scope, receive, send)
+
+    router = APIRouter(route_class=Door)
 
     @router.post("/stylize", summary="Stylise a photo", response_class=Response, **STYLIZE)
     async def stylize(request: Request) -> Response:
         watch = request.state.watch = Stopwatch()
         client = request.client.host if request.client else "unknown"
-        header = [("deadline_ms", value) for value in request.headers.getlist("x-deadline-ms")]
-        deadline_s = _deadline_s(request.query_params.multi_items() + header)
+        deadline_s = _deadline_s(_deadline_fields(request))
         give_up = None if deadline_s is None else time.monotonic() + deadline_s
         async with stylizer.within(deadline_s, watch):
             upload = await read_upload(request, limits)
-            upload.fields.extend(header)
+            upload.fields.extend(_deadline_header(request))
             async with while_connected(request):
                 return await stylizer.answer(upload, request.headers.get("accept"), client, watch, give_up)
 
     return router
+
+
+async def _take_what_came(receive: Receive) -> None:
+    """The rest of a body that has arrived with its head: its connection can be kept then. Waits for nothing."""
+    more = True
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(0):
+            while more:
+                more = (await receive()).get("more_body", False)
 
 
 @asynccontextmanager
@@ -267,6 +301,14 @@ async def while_connected(request: Request) -> AsyncIterator[None]:
         raise
     finally:
         watching.cancel()
+
+
+def _deadline_header(request: Request) -> list[tuple[str, str]]:
+    return [("deadline_ms", value) for value in request.headers.getlist("x-deadline-ms")]
+
+
+def _deadline_fields(request: Request) -> list[tuple[str, str]]:
+    return request.query_params.multi_items() + _deadline_header(request)
 
 
 def _deadline_s(fields: list[tuple[str, str]]) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import socket
 import threading
@@ -113,6 +114,34 @@ def test_a_deadline_that_passes_during_a_run_stops_it(service: Live) -> None:
     assert np.array_equal(pixels(post(service, SMALL)), pixels(expected))
     assert service.metric(RUNS) == runs + 1
     assert service.metric('stylize_abandoned_total{stage="infer"}') <= stopped + 1
+
+
+def test_where_the_deadline_is_hopeless_a_request_is_turned_away_unread(service: Live) -> None:
+    hurried = request(SMALL, "style=kiss&deadline_ms=1")
+    with socket.create_connection(service.address) as running:
+        running.sendall(request(BIG, content_type="image/jpeg"))
+        service.wait_for("stylize_in_flight", BIG_PIXELS)
+        service.wait_for(DEPTH, 0)
+
+        async def ask(*sent: bytes) -> list[tuple[int, dict[str, str], bytes]]:
+            reader, writer = await asyncio.open_connection(*service.address)
+            answers = []
+            for part in sent:
+                writer.write(part)
+                async with asyncio.timeout(PATIENCE_S):
+                    answers.append(await answer(reader))
+            writer.close()
+            return answers
+
+        twice = asyncio.run(ask(hurried, hurried))  # whole: the connection is kept
+        assert [status for status, *_ in twice] == [503, 503]
+        assert all("connection" not in headers and int(headers["retry-after"]) >= 1 for _, headers, _ in twice)
+        ((status, headers, content),) = asyncio.run(ask(hurried[:-1]))  # the last byte never comes
+        assert (status, headers["connection"]) == (503, "close")
+        assert json.loads(content)["code"] == "saturated"
+        running.close()
+    service.wait_for("stylize_in_flight", 0)
+    assert httpx.post(f"{service.url}/stylize?style=kiss", content=b"x").status_code == 415  # read again
 
 
 def test_a_client_that_leaves_during_its_upload_is_counted(service: Live) -> None:
