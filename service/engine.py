@@ -111,9 +111,9 @@ class Engine:
             labels = model.card.name, str(model.card.version), model.sha256, model.provider
             self._metrics.model_info.labels(*labels).set(1)
         self._catalog = Catalog.of(loaded.models, loaded.encoders)
-        if loaded.encoders and self._catalog.encoder is None:
-            names = ", ".join(encoder.card.label for encoder in loaded.encoders)
-            log.warning("%s: the network that it makes vectors for is not served; style_image is refused", names)
+        for encoder in loaded.encoders:
+            if encoder not in self._catalog.encoders.values():
+                log.warning("%s is of no use: the network that it makes vectors for is not served", encoder.card.label)
 
     async def submit(self, network: Network, place: Place, image: Pixels, rows: Rows, watch: Stopwatch) -> Pixels:
         """Run ``network`` on ``image`` (H, W, 3) for each of ``rows`` (R, D), when its turn comes: (R, H, W, 3)."""

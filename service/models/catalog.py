@@ -193,15 +193,15 @@ class Catalog:
     was judged best."""
 
     models: dict[str, ServedModel] = field(default_factory=dict)
-    encoder: Encoder | None = None
+    encoders: dict[str, Encoder] = field(default_factory=dict)  # by the model whose vectors they make
 
     @classmethod
     def of(cls, models: Sequence[ServedModel], encoders: Sequence[Encoder] = ()) -> Catalog:
         """An encoder is of use where the very network is served whose vectors it makes."""
         ordered = sorted(models, key=_rank)
-        graphs = {model.sha256 for model in models}
-        fitting = (encoder for encoder in encoders if encoder.network_sha256 in graphs)
-        return cls({model.card.name: model for model in ordered}, next(fitting, None))
+        makers = {encoder.network_sha256: encoder for encoder in encoders}
+        fitting = {model.name: makers[model.sha256] for model in models if model.sha256 in makers}
+        return cls({model.name: model for model in ordered}, fitting)
 
     def styles(self) -> Iterator[StyleEntry]:
         """Every style that some model has, once, as its first choice tells it."""
@@ -219,14 +219,14 @@ class Catalog:
 
     def models_with(self, styles: set[str]) -> list[ServedModel]:
         """The models that have all of ``styles``, the first choice first. A mix needs a conditional one, and the
-        style of an uploaded painting the encoder's."""
+        style of an uploaded painting one with an encoder."""
         able = [
             model
             for model in self.models.values()
             if styles - {PAINTING} <= model.styles.keys() and (len(styles) == 1 or model.card.kind == "conditional")
         ]
         if PAINTING in styles:
-            return [model for model in able if self.encoder and model.sha256 == self.encoder.network_sha256]
+            return [model for model in able if model.name in self.encoders]
         return able
 
 

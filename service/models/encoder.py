@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from service.images import decode, on_white, open_photo
 from service.models.session import ProviderChoice, Session, StyleRows
 from service.models.store import StoredModel, Vector
 from service.models.style import Pixels
@@ -30,6 +31,12 @@ class Encoder:
         """At which (width, height) a painting is to be read: strokes as large as in training, never enlarged."""
         scale = min(1.0, self._side_px / min(width, height), LONGEST * self._side_px / max(width, height))
         return max(1, round(width * scale)), max(1, round(height * scale))
+
+    def read(self, content: bytes, max_pixels: int) -> Pixels:
+        """A painting (H, W, 3) from an image file; transparency is shown on white. Raises what ``open_photo`` and
+        ``decode`` do."""
+        photo = open_photo(content, max_pixels)
+        return on_white(decode(photo, self.size(photo.width, photo.height)))
 
     def vector(self, painting: Pixels) -> Vector:
         """The style (D,) of a painting (H, W, 3). Raises OutOfMemory."""

@@ -127,9 +127,8 @@ class Stylizer:
             # A thread's turn costs more than most requests would use it for.
             mask = await self._in_codec(open_mask, upload.files, self._limits.max_pixels) if upload.files else None
         if PAINTING in upload.files:
-            assert catalog.encoder is not None  # else the fields would have been refused
             with watch.time("infer"), naming(PAINTING):
-                vector = await self._encodings.vector(catalog.encoder, upload.files[PAINTING])
+                vector = await self._encodings.vector(catalog.encoders[model.name], upload.files[PAINTING])
             rows = model.knowing(vector).rows(fields.mixes, fields.strength)
         else:
             rows = model.rows(fields.mixes, fields.strength)

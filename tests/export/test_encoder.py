@@ -76,6 +76,22 @@ def test_an_untrained_encoder_gives_the_mean_of_the_known_vectors() -> None:
         StyleEncoder(known, 8, 3)
 
 
+def test_an_encoder_begins_as_another_of_longer_or_shorter_vectors() -> None:
+    found = torch.rand(4, STATISTICS) * 100
+    other = StyleEncoder(torch.randn(3, 20), 8)
+    other.normalise_by(found)
+    torch.nn.init.normal_(other.layers[-1].weight)  # type: ignore[arg-type]
+    same, shorter = StyleEncoder(other.mean.repeat(2, 1), 8), StyleEncoder(torch.randn(3, 12), 8)
+    same.begin_as(other.state_dict())
+    steps = [(encoder(found) - encoder.mean) / encoder.basis for encoder in (same, other)]
+    assert torch.allclose(*steps, atol=1e-4)
+    shorter.begin_as(other.state_dict())
+    assert torch.equal(shorter.layers[2].weight, other.layers[2].weight)  # type: ignore[arg-type]
+    assert torch.allclose(shorter(found), shorter.mean.expand(4, -1))
+    with pytest.raises(ValueError, match="9 wide"):
+        StyleEncoder(torch.randn(3, 20), 9).begin_as(other.state_dict())
+
+
 def test_what_is_held_out_is_fixed_by_its_name_and_never_seen(corpus: Corpus, tmp_path: Path) -> None:
     folder = tmp_path / "corpus"
     by_digest = sorted(folder.iterdir(), key=lambda path: hashlib.sha256(path.name.encode()).hexdigest())

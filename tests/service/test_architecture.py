@@ -26,7 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service.models": {"service.models", "service.images", "service.errors"},
     "service.batching": {"service.metrics", "service.errors"},
     "service.engine": {"service.batching", "service.models", "service.metrics", "service.errors"},
-    "service.encodings": {"service.models", "service.images", "service.metrics", "service.errors"},
+    "service.encodings": {"service.models", "service.metrics", "service.errors"},
     "service.fields": {"service.errors"},
     "service.colour": set(),
     "service.masks": set(),
