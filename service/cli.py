@@ -74,6 +74,9 @@ def _parser() -> argparse.ArgumentParser:
         help="a JPEG, PNG, WebP or GIF file, a folder of them, or a pattern ('*.jpg')",
     )
     add("-s", "--style", metavar="MIX", help="a style, or a mix: starry_night:0.7,great_wave:0.3")
+    add(
+        "--style-image", type=Path, metavar="FILE", help="any painting's style, in one pass; a mix names it style_image"
+    )
     add("--style-fine", metavar="MIX", help="whose strokes, with -s or --style-coarse for the palette")
     add("--style-coarse", metavar="MIX", help="whose palette, with -s or --style-fine for the strokes")
     add("-o", "--output", type=Path, help="a file for one photo, a folder for several; default: beside each photo")
@@ -104,13 +107,14 @@ def _list(service: Client | Local) -> int:
 
 def _plan(options: argparse.Namespace) -> list[tuple[Path, Path | None]]:
     """Raises WrongUse."""
-    if not (options.style or options.masks or (options.style_fine and options.style_coarse)):
+    if not (options.style or options.style_image or options.masks or (options.style_fine and options.style_coarse)):
         raise WrongUse("no style: add -s STYLE (--list names them)")
     return plan(options.photos, options.output)
 
 
 def _paint(fill: Fill, work: list[tuple[Path, Path | None]], options: argparse.Namespace) -> int:
-    mask, masks = (read(path) if path else None for path in (options.mask, options.masks))
+    files = options.mask, options.masks, options.style_image
+    mask, masks, painting = (read(path) if path else None for path in files)
     failed = 0
     for done, (photo, target) in enumerate(work):
         show = partial(_progress, done, len(work), photo.name, options.quiet)
@@ -132,9 +136,11 @@ def _paint(fill: Fill, work: list[tuple[Path, Path | None]], options: argparse.N
                 mask=mask,
                 masks=masks,
                 mask_styles=options.mask_styles,
+                style_image=painting,
             )
             made = fill(order, show)
-            path = write(made.content, made.format, photo, target, "-".join(_style_names(made.style)))
+            names = _style_names(made.style, options.style_image)
+            path = write(made.content, made.format, photo, target, "-".join(names))
         except (Refused, OSError) as error:
             failed += 1
             say(f"{photo}: {error}")
@@ -147,9 +153,11 @@ def _paint(fill: Fill, work: list[tuple[Path, Path | None]], options: argparse.N
     return SOME_FAILED if failed else DONE
 
 
-def _style_names(applied: str) -> list[str]:
+def _style_names(applied: str, painting: Path | None) -> list[str]:
+    """What a result is called after: a painting's file stands for its style."""
     items = [item.rpartition("=")[2] for item in re.split("; |,", applied)]
-    return [next(part for part in item.split(":") if not part.isdigit()) for item in items]
+    names = [next(part for part in item.split(":") if not part.isdigit()) for item in items]
+    return [painting.stem if painting and name == "style_image" else name for name in names]
 
 
 def _progress(done: int, total: int, name: str, quiet: bool, share: float) -> None:

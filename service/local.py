@@ -10,13 +10,15 @@ from service.client import OnProgress, Order, Refused, Stylized
 from service.errors import InvalidFields, ModelRefused, Offence, ServiceError
 from service.images import decode, encode, open_photo
 from service.models.catalog import Catalog, ServedModel, served
+from service.models.encoder import encoder_of
 from service.models.session import ProviderChoice, check_provider, cpu_quota
-from service.models.store import ModelStore, StyleEntry
+from service.models.store import PAINTING, ModelStore, StyleEntry
 from service.painting import (
     check_film,
     decode_masks,
     decode_moving,
     model_for,
+    naming,
     open_mask,
     painted,
     painted_film,
@@ -38,10 +40,12 @@ class Local:
     def __init__(self, store: Path, provider: ProviderChoice = "auto") -> None:
         check_provider(provider)
         threads = cpu_quota()
-        stored = ModelStore(store).networks()
-        if not stored:
+        stored = ModelStore(store)
+        networks = [served(model, provider, threads) for model in stored.networks()]
+        if not networks:
             raise ModelRefused(str(store), "holds no network that can stylise")
-        self._catalog = Catalog.of([served(model, provider, threads) for model in stored])
+        encoders = [encoder_of(model, provider, threads) for model in stored.encoders()]
+        self._catalog = Catalog.of(networks, encoders)
 
     def styles(self) -> list[StyleEntry]:
         return list(self._catalog.styles())
@@ -57,7 +61,7 @@ class Local:
 
     def _fill(self, order: Order, on_progress: OnProgress) -> Stylized:
         fields = StylizeFields.read(list(order.fields.items()), self._catalog, files=order.files)
-        model = model_for(fields, self._catalog)
+        model = self._knowing(model_for(fields, self._catalog), order)
         if may_be_animation(order.image):
             animation = open_animation(order.image, ANIMATION)
             if animation.moves:
@@ -75,6 +79,14 @@ class Local:
         finished = painted(picture, fields, model, masks, lambda: on_progress(next(tiles) / of))
         content = encode(finished, format, fields.quality)
         return Stylized(content, format, fields.applied_style, model.card.label)
+
+    def _knowing(self, model: ServedModel, order: Order) -> ServedModel:
+        """The network with the style of the order's painting, if there is one."""
+        if order.style_image is None:
+            return model
+        encoder = self._catalog.encoders[model.name]
+        with naming(PAINTING):
+            return model.knowing(encoder.vector(encoder.read(order.style_image, MAX_PIXELS)))
 
     def _fill_moving(
         self, order: Order, animation: Animation, fields: StylizeFields, model: ServedModel, on_progress: OnProgress

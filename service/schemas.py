@@ -110,7 +110,7 @@ class StylizeFields(BaseModel):
         except ValidationError as error:
             unknown_style = next((e["msg"] for e in error.errors() if e["type"] == "unknown_style"), None)
             found += invalid(error, "unknown field; there are " + ", ".join(cls.model_fields))
-        if PAINTING in files and not catalog.encoders:
+        if PAINTING in files and not catalog.takes_paintings:
             found.append(Offence(PAINTING, NO_ENCODER))
         if unknown_style and len(found) == 1:
             raise UnknownStyle(unknown_style)

@@ -17,7 +17,8 @@ FINAL: frozenset[str] = frozenset({"succeeded", "failed", "cancelled"})  # an ev
 
 @dataclass(frozen=True)
 class Order:
-    """What is submitted. ``files`` are images by name: ``photo``, ``painting-0`` …, ``mask`` or ``masks``."""
+    """What is submitted. ``files`` are images by name: ``photo``, ``painting-0`` …, ``mask`` or ``masks``; and
+    ``painting-vector``, see ``service.jobs.parameters.packed_style``."""
 
     client: str
     parameters: AnyParameters

@@ -3,10 +3,14 @@ picture through a network."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
 
 PresetName = Literal["fast", "balanced", "best", "keras", "gatys2015"]
 Init = Literal["content", "noise", "style"]
@@ -135,6 +139,22 @@ class LargeParameters:
     def as_dict(self) -> dict[str, Any]:
         """As JSON has it."""
         return asdict(self)
+
+
+VECTOR_FILE = "painting-vector"
+
+
+def packed_style(vector: npt.NDArray[np.float32], network_sha256: str) -> bytes:
+    """A painting's style (D,) for the network of that graph, as a file of an order."""
+    file = io.BytesIO()
+    np.savez(file, vector=vector, network=network_sha256)
+    return file.getvalue()
+
+
+def unpacked_style(content: bytes) -> tuple[npt.NDArray[np.float32], str]:
+    """What was packed."""
+    with np.load(io.BytesIO(content), allow_pickle=False) as saved:
+        return saved["vector"], str(saved["network"])
 
 
 AnyParameters = Parameters | LargeParameters

@@ -26,12 +26,12 @@ from service.animations import AnimationLimits, Film, encode_film, open_animatio
 from service.errors import Internal, ModelRefused, OutOfMemory, RunDiverged, ServiceError
 from service.images import Picture, decode, decode_mask, encode, open_photo, shrunk, within
 from service.jobs.job import Lease, Limits, Loss
-from service.jobs.parameters import LargeParameters, Parameters
+from service.jobs.parameters import VECTOR_FILE, LargeParameters, Parameters, unpacked_style
 from service.jobs.queue import EmbeddedQueue, JobQueue, LeaseLost
 from service.masks import Mask
 from service.models.catalog import Catalog, ServedModel, served
 from service.models.session import ProviderChoice
-from service.models.store import ModelStore, feature_weights
+from service.models.store import PAINTING, ModelStore, feature_weights
 from service.models.style import Mix
 from service.models.tiling import THUMBNAIL_SIDE, Observe
 from service.painting import PREVIEW_SIDE, decode_masks, decode_moving, model_for, open_mask, painted, painted_film
@@ -136,7 +136,7 @@ class Worker:
         """The picture in tiles; before it, a small one with the same statistics as the preview."""
         files = self._jobs.inputs(lease)
         image = files.pop("photo")
-        catalog = Catalog.of([self._model(parameters.model)])
+        catalog = Catalog.of([self._knowing(self._model(parameters.model), files)])
         fields = StylizeFields.read(_fields(parameters), catalog, files=files)
         size = parameters.width, parameters.height
         if parameters.frames is not None:
@@ -174,6 +174,18 @@ class Worker:
         return encode_film(
             painted_film(film, fields, model, masks, frames.observe), parameters.format, parameters.quality
         )
+
+    @staticmethod
+    def _knowing(model: ServedModel, files: dict[str, bytes]) -> ServedModel:
+        """The network with the style of the painting that came with the order, if one did. Raises Internal where the
+        style is for another network."""
+        if VECTOR_FILE not in files:
+            return model
+        vector, network = unpacked_style(files.pop(VECTOR_FILE))
+        if network != model.sha256:
+            raise Internal(f"the model {model.name} is not the one any more that the painting was read for")
+        files[PAINTING] = b""  # as a request names it
+        return model.knowing(vector)
 
     def _model(self, name: str) -> ServedModel:
         """A network of the store. Raises Internal where it has left the store, or is not sound any more."""

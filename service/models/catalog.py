@@ -52,6 +52,10 @@ class ServedModel:
         known._vectors = self._vectors | {PAINTING: vector}
         return known
 
+    @property
+    def knows_painting(self) -> bool:
+        return PAINTING in self._vectors
+
     def begin(self, stroke: float = 1.0) -> StoppableRun:
         """A run, to be called once with (N, H, W, 3) and (N, D); with strokes so many times as large as its own."""
         return StoppableRun(self._session, self.tiled, stroke)
@@ -203,6 +207,10 @@ class Catalog:
         fitting = {model.name: makers[model.sha256] for model in models if model.sha256 in makers}
         return cls({model.name: model for model in ordered}, fitting)
 
+    @property
+    def takes_paintings(self) -> bool:
+        return any(map(self._takes_painting, self.models.values()))
+
     def styles(self) -> Iterator[StyleEntry]:
         """Every style that some model has, once, as its first choice tells it."""
         seen: dict[str, StyleEntry] = {}
@@ -226,8 +234,11 @@ class Catalog:
             if styles - {PAINTING} <= model.styles.keys() and (len(styles) == 1 or model.card.kind == "conditional")
         ]
         if PAINTING in styles:
-            return [model for model in able if model.name in self.encoders]
+            return list(filter(self._takes_painting, able))
         return able
+
+    def _takes_painting(self, model: ServedModel) -> bool:
+        return model.knows_painting or model.name in self.encoders
 
 
 def _rank(model: ServedModel) -> tuple[bool, float, str]:

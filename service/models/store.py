@@ -237,8 +237,15 @@ class ModelStore:
 
     def networks(self) -> list[StoredModel]:
         """Every model that can stylise, loaded. Raises ModelRefused for the first of all models that is not sound."""
+        return self._of_kinds("conditional", "classic")
+
+    def encoders(self) -> list[StoredModel]:
+        """As ``networks``: every model that makes the vectors of one."""
+        return self._of_kinds("encoder")
+
+    def _of_kinds(self, *kinds: Kind) -> list[StoredModel]:
         models = map(self.load, self.folders())
-        return [model for model in models if model.card.kind in ("conditional", "classic")]
+        return [model for model in models if model.card.kind in kinds]
 
 
 def feature_weights(root: Path, network: str) -> Path | None:

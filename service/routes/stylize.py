@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -39,7 +39,7 @@ from service.errors import (
 )
 from service.images import FORMATS, AnyFormat, Format, Photo, Picture, decode, encode, open_photo
 from service.jobs.job import Order
-from service.jobs.parameters import LargeParameters
+from service.jobs.parameters import VECTOR_FILE, LargeParameters, packed_style
 from service.jobs.supervisor import Supervisor
 from service.masks import Mask
 from service.metrics import Metrics, Stopwatch
@@ -69,7 +69,7 @@ class PictureLimits:
 
 @dataclass(frozen=True)
 class _Moving:
-    """An order of an animation."""
+    """An order of an animation; ``files`` are those of the job that it may become."""
 
     animation: Animation
     mask: Photo | None
@@ -77,6 +77,7 @@ class _Moving:
     model: ServedModel
     rows: Rows
     format: AnyFormat
+    files: Mapping[str, bytes]
 
     @property
     def frames(self) -> int:
@@ -126,22 +127,24 @@ class Stylizer:
                 photo = await self._in_codec(open_photo, upload.image, self._limits.max_pixels)
             # A thread's turn costs more than most requests would use it for.
             mask = await self._in_codec(open_mask, upload.files, self._limits.max_pixels) if upload.files else None
+        files = {name: content for name, content in upload.files.items() if name != PAINTING}
         if PAINTING in upload.files:
             with watch.time("infer"), naming(PAINTING):
                 vector = await self._encodings.vector(catalog.encoders[model.name], upload.files[PAINTING])
+            files[VECTOR_FILE] = packed_style(vector, model.sha256)
             rows = model.knowing(vector).rows(fields.mixes, fields.strength)
         else:
             rows = model.rows(fields.mixes, fields.strength)
         if animation:
             format = fields.format or negotiate(accept, animation.format, MOVING)
-            moving = _Moving(animation, mask, fields, model, rows, format)
-            return await self._answer_moving(moving, upload, client, watch, give_up)
+            moving = _Moving(animation, mask, fields, model, rows, format, {"photo": upload.image, **files})
+            return await self._answer_moving(moving, client, watch, give_up)
         format = _still_format(fields.format) or negotiate(accept, photo.format)
         size = photo.size_within(fields.max_side or self._limits.max_side)
         if self._is_large(size, len(rows)):
-            self._check_large(model, size, len(rows), painting=PAINTING in upload.files)
+            self._check_large(model, size, len(rows))
             parameters = _large_parameters(fields, model, size, len(rows), format)
-            return await accepted(self._supervisor, Order(client, parameters, {"photo": upload.image, **upload.files}))
+            return await accepted(self._supervisor, Order(client, parameters, {"photo": upload.image, **files}))
         with self._admission.admit(model, size[0] * size[1] * max(1, len(rows)), give_up) as place:
             with watch.time("decode"):
                 picture = await self._in_codec(decode, photo, size)
@@ -156,17 +159,15 @@ class Stylizer:
         self._count(fields, size, watch)
         return _answer(content, format, fields, model, watch)
 
-    async def _answer_moving(
-        self, moving: _Moving, upload: Upload, client: str, watch: Stopwatch, give_up: float | None
-    ) -> Response:
+    async def _answer_moving(self, moving: _Moving, client: str, watch: Stopwatch, give_up: float | None) -> Response:
         """As ``answer``, of an animation: its frames are one picture, one below the other."""
         fields, model, rows, frames = moving.fields, moving.model, moving.rows, moving.frames
         width, height = size = moving.animation.photo.size_within(fields.max_side or self._limits.max_side)
         check_film(fields, model, moving.animation, size)
         if self._is_large((width, height * frames), len(rows)):
-            self._check_large(model, size, len(rows), frames, painting=PAINTING in upload.files)
+            self._check_large(model, size, len(rows), frames)
             parameters = _large_parameters(fields, model, size, len(rows), moving.format, frames)
-            return await accepted(self._supervisor, Order(client, parameters, {"photo": upload.image, **upload.files}))
+            return await accepted(self._supervisor, Order(client, parameters, moving.files))
         with self._admission.admit(model, width * height * frames * max(1, len(rows)), give_up) as place:
             with watch.time("decode"):
                 film, masks = await self._in_codec(decode_moving, moving.animation, moving.mask, fields, size, frames)
@@ -207,16 +208,12 @@ class Stylizer:
         pixels, most = size[0] * size[1], self._limits.sync_max_pixels
         return pixels > most or pixels * rows > 2 * most
 
-    def _check_large(
-        self, model: ServedModel, size: tuple[int, int], rows: int, frames: int = 1, *, painting: bool = False
-    ) -> None:
+    def _check_large(self, model: ServedModel, size: tuple[int, int], rows: int, frames: int = 1) -> None:
         """Raises TooManyPixels where such a picture cannot be made even as a job."""
         pixels = size[0] * size[1] * frames * max(1, rows / 2)
         try:
             self._supervisor.check_workers()
-            if painting:  # a job's worker has named styles alone
-                most, reason = self._limits.sync_max_pixels, "with a style_image"
-            elif model.tiled is None:
+            if model.tiled is None:
                 most, reason = self._limits.sync_max_pixels, f"{model.name} has no graphs for tiles"
             elif pixels > self._limits.max_pixels:
                 most, reason = self._limits.max_pixels, "for one job"

@@ -83,8 +83,8 @@ def test_an_encoder_begins_as_another_of_longer_or_shorter_vectors() -> None:
     torch.nn.init.normal_(other.layers[-1].weight)  # type: ignore[arg-type]
     same, shorter = StyleEncoder(other.mean.repeat(2, 1), 8), StyleEncoder(torch.randn(3, 12), 8)
     same.begin_as(other.state_dict())
-    steps = [(encoder(found) - encoder.mean) / encoder.basis for encoder in (same, other)]
-    assert torch.allclose(*steps, atol=1e-4)
+    step, wanted = ((encoder(found) - encoder.mean) / encoder.basis for encoder in (same, other))
+    assert torch.allclose(step, wanted, atol=1e-4)
     shorter.begin_as(other.state_dict())
     assert torch.equal(shorter.layers[2].weight, other.layers[2].weight)  # type: ignore[arg-type]
     assert torch.allclose(shorter(found), shorter.mean.expand(4, -1))

@@ -61,6 +61,14 @@ def test_a_large_picture_has_the_strokes_and_the_palette_asked_for(service: Serv
     assert made.style == "style=green; style_coarse=negative"
 
 
+def test_a_large_picture_has_the_style_of_the_painting_that_came_with_it(service: Service) -> None:
+    painting = {"style_image": ("p.png", encoded(np.full((8, 8, 3), (10, 20, 30), np.uint8)))}
+    job = ask(service, style="style_image:1,red:1", format="png", files=painting).json()
+    assert service.wait(job["id"])["parameters"]["style"] == "style_image:0.5,red:0.5"
+    found = pixels(service.http.get(job["links"]["result"]).content)
+    assert np.array_equal(found, toy_stylized(gradient(*SIZE), [45, 10, 15, 0]))
+
+
 def test_smaller_ones_are_answered_at_once(service: Service) -> None:
     assert ask(service, style="red", max_side=30).status_code == 200
 

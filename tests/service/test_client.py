@@ -51,6 +51,7 @@ ORDERS = [
     Order(PNG, "red:1,green:3", strength=0.3, format="webp", quality=100),
     Order(PNG, "negative", preserve_color="histogram", mask=PNG, max_side=30),
     Order(PNG, "green", style_coarse="red:1,negative:3", format="png"),
+    Order(PNG, style_image=encoded(np.full((9, 7, 3), (10, 20, 30), np.uint8))),
     Order(PNG, masks=encoded(Image.fromarray(PHOTO).quantize(4)), mask_styles="0:red,1:green"),
 ]
 
@@ -119,6 +120,16 @@ def test_a_photo_that_fails_is_named_and_the_others_are_made(
     assert main([str(photos), "-s", "red", "-o", str(tmp_path / "out"), *where]) == 1
     assert "broken.jpg: the bytes are not" in capsys.readouterr().err
     assert len(list((tmp_path / "out").iterdir())) == 2
+
+
+def test_any_painting_s_style_is_taken_from_its_file(where: list[str], photos: Path, tmp_path: Path) -> None:
+    painting = tmp_path / "blue night.png"
+    painting.write_bytes(encoded(np.full((9, 7, 3), (10, 20, 30), np.uint8)))
+    assert main([str(photos / "a.png"), "--style-image", str(painting), *where]) == 0
+    found = pixels((photos / "a.blue night.png").read_bytes())
+    assert np.array_equal(found, toy_stylized(PHOTO, [10, 20, 30, 0]))
+    painting.write_bytes(b"no picture")
+    assert main([str(photos / "b.png"), "--style-image", str(painting), *where]) == 1
 
 
 def test_the_styles_are_listed(where: list[str], capsys: pytest.CaptureFixture[str]) -> None:

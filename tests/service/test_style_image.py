@@ -57,7 +57,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def client(store: Path) -> Iterator[TestClient]:
-    settings = Settings(model_store=store, provider="cpu", max_pixels=40_000, sync_max_pixels=10_000)
+    settings = Settings(model_store=store, provider="cpu", max_pixels=40_000, sync_max_pixels=10_000, gatys_workers=0)
     with TestClient(create_app(settings)) as client:
         yield wait_until_loaded(client)
 
@@ -143,7 +143,7 @@ def test_a_mix_cannot_name_a_painting_that_did_not_come(client: TestClient) -> N
     assert [offence["field"] for offence in answer.json()["errors"]] == ["style_image"]
 
 
-def test_what_would_be_a_job_is_refused_with_what_fits(client: TestClient) -> None:
+def test_where_there_are_no_jobs_what_would_be_one_is_refused_with_what_fits(client: TestClient) -> None:
     photo = png(plain(1, 2, 3, side=150))
     refused = ask(client, png(plain(1, 2, 3)), photo)
     assert refused.status_code == 413

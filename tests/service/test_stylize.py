@@ -237,7 +237,7 @@ def test_every_offence_is_named_at_once(client: TestClient) -> None:
         files=[("style_image", ("m.png", PNG)), ("extra", ("e.png", PNG))],
     )
     named = offences(response)
-    assert named.keys() == {"style", "strength", "quality", "colour", "style_image", "extra", "image", "deadline_ms"}
+    assert named.keys() == {"style", "strength", "quality", "colour", "extra", "image", "deadline_ms"}
 
 
 def test_a_field_given_twice_is_an_offence(client: TestClient) -> None:

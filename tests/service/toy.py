@@ -78,11 +78,12 @@ def classic_graph(input_name: str = "image", output_name: str = "stylized") -> b
 def write_store(
     root: Path, weights: bytes = b"not really safetensors", paintings: Mapping[str, bytes] | None = None
 ) -> Path:
-    """A conditional network, a classic one, one that somebody else exported, and features that are never loaded.
+    """A conditional network and its encoder, a classic one, one that somebody else exported, and features that are
+    never loaded.
 
     ``paintings`` maps styles of the first to the pictures that it ships.
     """
-    write_conditional(root, paintings=paintings or {})
+    write_encoder(root, write_conditional(root, paintings=paintings or {}))
     write_classic(root, "classic_ink", "ink", classic_graph())
     foreign = classic_graph("pixels:0", "result/out")
     write_classic(root, "classic_foreign", "foreign", foreign, input_name="pixels:0", output_name="result/out")
