@@ -56,9 +56,9 @@ def _expected_errors() -> tuple[type[Exception], ...]:
 
 def _train(options: argparse.Namespace) -> None:
     from export.data import read_paintings
-    from export.networks.transformer import TransformerConfig
     from export.start import starting_network
     from export.train import TrainConfig, Trainer
+    from service.gatys.transformer import TransformerConfig
 
     config = TrainConfig(
         network=TransformerConfig(**NETWORKS[options.network]),

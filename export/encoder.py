@@ -26,7 +26,6 @@ import onnxruntime  # type: ignore[import-untyped]
 from export.corpus import Corpus
 from export.data import load_picture
 from export.networks.style_encoder import StyleEncoder, padded, statistics
-from export.networks.transformer import Transformer
 from export.publish import GRAPH, PIXELS, checksums, now, staged, write_card
 from export.sheet import contact_sheet, stylise, to_image
 from export.to_onnx import SMALLEST_SIDE, load_graph, write_onnx
@@ -34,6 +33,7 @@ from export.train import CHECKPOINT, LOSS_NAMES, StyledNetwork, TrainConfig, Tra
 from export.verify import GraphDiffers
 from service.gatys.losses import TRAINING_STYLE_LAYERS, grams_of
 from service.gatys.pictures import to_pixels
+from service.gatys.transformer import Transformer
 from service.gatys.vgg import VGG
 from service.models.store import PHOTO, Card, ModelStore, TensorSpec, VectorsOf
 

@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from export.data import load_picture
-from export.networks.transformer import STRIDE
 from service.gatys.pictures import to_pixels
+from service.gatys.transformer import STRIDE
 
 GAP = 6
 LABEL = 16

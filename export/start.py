@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from export.networks.transformer import Transformer
 from export.to_onnx import load_graph
 from export.train import Run, StyledNetwork
+from service.gatys.transformer import Transformer
 from service.models.store import CARD, ModelStore
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim
 
-from export.networks.transformer import STRIDE, SubpixelConv, Transformer, TransformerConfig, UpConv, upconv_weight
+from service.gatys.transformer import STRIDE, SubpixelConv, Transformer, UpConv, load_transformer
 
 OPSET = 20
 SMALLEST_SIDE = 16  # reflection padding needs more pixels than it adds
@@ -132,24 +131,4 @@ def load_graph(path: Path) -> PixelGraph:
 
     Raises ValueError for a graph from elsewhere.
     """
-    initializers = {
-        tensor.name: torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy())
-        for tensor in onnx.load(path).graph.initializer
-    }
-    prefix = "transformer."
-    weights = {name.removeprefix(prefix): value for name, value in initializers.items() if name.startswith(prefix)}
-    kernels = {name: value for name, value in weights.items() if name.endswith(".weight")}
-    for name, kernel in kernels.items():
-        if name.startswith("up."):
-            weights[name] = upconv_weight(kernel)
-            bias = name.replace(".weight", ".bias")
-            weights[bias] = weights[bias][::4].clone()
-    try:
-        down = [kernel for name, kernel in sorted(kernels.items()) if name.startswith("down.")]
-        blocks = sum(name.startswith("residual.") for name in kernels) // 2
-        shuffle = math.isqrt(down[0].shape[1] // 3)
-        transformer = Transformer(TransformerConfig(tuple(map(len, down)), blocks, down[0].shape[-1], shuffle))
-        transformer.load_state_dict(weights)
-    except (IndexError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{path} was not exported by this pipeline: {error}") from error
-    return PixelGraph(transformer, initializers.get("vector"))
+    return PixelGraph(*load_transformer(path.read_bytes(), str(path)))

@@ -22,17 +22,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from export.data import Painting, Photos, load_picture
-from export.networks.transformer import Transformer, TransformerConfig, neutral_vector
 from export.sheet import loss_curve, sample_sheet
 from service.gatys.losses import (
     TRAINING_CONTENT_LAYER,
     TRAINING_STYLE_LAYERS,
     content_losses,
     grams_of,
-    overshoot,
-    style_losses,
-    total_variation,
 )
+from service.gatys.perceptual import LossWeights, batch_losses
+from service.gatys.transformer import Transformer, TransformerConfig, neutral_vector
 from service.gatys.vgg import VGG
 
 Losses = Callable[..., tuple[Tensor, Tensor]]
@@ -41,19 +39,6 @@ LOG_EVERY = 50
 CHECKPOINT = "checkpoint.pt"
 PHOTO_RATE = 1e-2
 PIXEL_WEIGHT = 100.0  # of the mean squared error of pixels in 0-1, beside a content loss of weight 1
-
-
-@dataclass(frozen=True)
-class LossWeights:
-    """Weights of the dimensionless losses, of what leaves the range 0-1, of spikes before the norms, and of the
-    difference from a teacher's pictures."""
-
-    style: float = 10.0
-    content: float = 1.0
-    tv: float = 0.3
-    overshoot: float = 30.0
-    spikes: float = 3.0
-    imitation: float = 10.0
 
 
 @dataclass(frozen=True)
@@ -128,32 +113,6 @@ class StyleTargets:
     def of(self, slots: Tensor) -> dict[str, Tensor]:
         """The targets of a batch: {layer: (N, C, C)}."""
         return {layer: grams[slots] for layer, grams in self.grams.items()}
-
-
-def batch_losses(
-    network: StyledNetwork,
-    vgg: VGG,
-    weights: LossWeights,
-    photos: Tensor,
-    slots: Tensor,
-    targets: Mapping[str, Tensor],
-    border: int,
-) -> tuple[Tensor, Tensor]:
-    """The loss to minimise, and the unweighted losses after the total: (5,), NaN for the imitation."""
-    inside = photos[..., border:-border, border:-border]
-    with torch.no_grad():
-        content_target = vgg(inside, (TRAINING_CONTENT_LAYER,))[TRAINING_CONTENT_LAYER]
-    norms: list[Tensor] = []
-    with torch.autocast(photos.device.type, torch.bfloat16, enabled=vgg.dtype == torch.bfloat16):
-        stylised = network(photos, slots, norms)[..., border:-border, border:-border]
-    features = vgg(stylised, TRAINING_STYLE_LAYERS)
-    style = style_losses(grams_of(features, TRAINING_STYLE_LAYERS), targets).mean()
-    content = content_losses(features[TRAINING_CONTENT_LAYER], content_target).mean()
-    tv = total_variation(stylised).mean()
-    spikes = torch.stack(norms).sum()
-    total = weights.style * style + weights.content * content + weights.tv * tv
-    total = total + weights.overshoot * overshoot(stylised).mean() + weights.spikes * spikes
-    return total, torch.stack([style, content, tv, spikes, spikes.new_tensor(math.nan)]).detach()
 
 
 def imitation_losses(

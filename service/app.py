@@ -28,9 +28,11 @@ from service.jobs.supervisor import Crew, Supervisor
 from service.jobs.webhook import Webhooks
 from service.metrics import Metrics
 from service.middleware import Edge, problem_response
+from service.models.packs import PackFolder
 from service.models.session import check_provider, cpu_quota
 from service.models.store import ModelStore
 from service.orders import JobView
+from service.refinements import Refinements
 from service.routes.jobs import JobLimits, OrderDesk, jobs_router
 from service.routes.openapi import with_problems
 from service.routes.ops import ops_router
@@ -38,6 +40,7 @@ from service.routes.pages import pages_router, web_files
 from service.routes.styles import styles_router
 from service.routes.stylize import PictureLimits, Stylizer, stylize_router
 from service.routes.upload import UploadLimits
+from service.routes.writers import Writers
 from service.settings import Settings
 from service.tracing import Tracer
 
@@ -59,7 +62,10 @@ def create_app(settings: Settings, tracer: Tracer | None = None) -> FastAPI:
     store = ModelStore(settings.model_store)
     batcher = Batcher(admission, inference, metrics, settings.max_batch_pixels, settings.max_wait_ms)
     gpu_mem_limit_bytes = settings.gpu_mem_limit_bytes
-    engine = Engine(store, settings.provider, threads, admission, batcher, inference, metrics, gpu_mem_limit_bytes)
+    packs = PackFolder(settings.own_styles)
+    engine = Engine(
+        store, settings.provider, threads, admission, batcher, inference, metrics, packs, gpu_mem_limit_bytes
+    )
 
     webhooks = _webhooks(settings)
     crew = Crew(
@@ -83,12 +89,13 @@ def create_app(settings: Settings, tracer: Tracer | None = None) -> FastAPI:
     stylizer = Stylizer(engine, admission, codec, metrics, pictures, supervisor, encodings)
     job_limits = JobLimits(settings.max_pixels, settings.max_side, settings.max_iterations)
     desk = OrderDesk(engine, settings.model_store, webhooks, codec, job_limits)
+    refinements = Refinements(engine, supervisor, encodings, packs, codec, settings.max_pixels)
     uploads = UploadLimits(settings.max_upload_bytes, settings.upload_timeout_s)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         loading = asyncio.create_task(engine.load())
-        async with supervisor.running():
+        async with supervisor.running(), refinements.running():
             yield
         loading.cancel()
         inference.shutdown(cancel_futures=True)
@@ -99,7 +106,7 @@ def create_app(settings: Settings, tracer: Tracer | None = None) -> FastAPI:
     app = FastAPI(title="Style transfer", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.include_router(stylize_router(stylizer, uploads))
     app.include_router(jobs_router(desk, supervisor, uploads))
-    app.include_router(styles_router(engine))
+    app.include_router(styles_router(engine, refinements, Writers(settings.admin_token), uploads))
     app.include_router(ops_router(engine, supervisor, metrics))
     app.include_router(pages_router())
     app.mount("/web", web_files(), name="web")

@@ -15,6 +15,7 @@ from service.errors import ConfigurationError, ModelRefused, NotReady
 from service.metrics import Metrics, Stopwatch
 from service.models.catalog import Catalog, ServedModel, served
 from service.models.encoder import Encoder, encoder_of
+from service.models.packs import PackFolder
 from service.models.session import SETTLE_SIDE, ProviderChoice
 from service.models.store import ModelStore
 from service.models.style import Pixels, Rows
@@ -34,6 +35,7 @@ class Engine:
         batcher: Batcher,
         executor: Executor,
         metrics: Metrics,
+        packs: PackFolder,
         gpu_mem_limit_bytes: int | None = None,
     ) -> None:
         self._store = store
@@ -44,6 +46,9 @@ class Engine:
         self._batcher = batcher
         self._executor = executor
         self._metrics = metrics
+        self._packs = packs
+        self._loaded: _Loaded | None = None
+        self.loaded = asyncio.Event()  # set once models were loaded for the first time
         self._catalog: Catalog | None = None
         self._refused: Sequence[str] = ()
         self._started = time.monotonic()
@@ -88,7 +93,7 @@ class Engine:
         self._refused = loaded.refused
         for model in loaded.models:
             self._admission.learn(model, SETTLE_SIDE**2, loaded.first_runs_s[model.name])
-        self._serve(loaded)
+        await self._serve(loaded)
 
     async def reload(self) -> Sequence[str]:
         """Load the store anew while the old models serve, and put all of its models in their place at once.
@@ -101,16 +106,32 @@ class Engine:
                 log.error("the store was not reloaded; the models loaded before go on serving")
             else:
                 self._refused = ()
-                self._serve(loaded)
+                await self._serve(loaded)
             return loaded.refused
 
-    def _serve(self, loaded: _Loaded) -> None:
+    @property
+    def dimensions(self) -> dict[str, int]:
+        """The length of a vector of every network that takes one, by the sha256 of its graph."""
+        models = self._loaded.models if self._loaded else []
+        return {model.sha256: model.card.dimension for model in models if model.card.kind == "conditional"}
+
+    async def refresh(self) -> None:
+        """Serve the styles of one's own as they are now."""
+        if loaded := self._loaded:
+            packs = await asyncio.to_thread(self._packs.packs, self.dimensions)
+            if loaded is self._loaded:  # else they were read just now
+                self._catalog = Catalog.of(loaded.models, loaded.encoders, packs)
+
+    async def _serve(self, loaded: _Loaded) -> None:
         self._metrics.model_info.clear()
         at_work: list[ServedModel | Encoder] = [*loaded.models, *loaded.encoders]
         for model in at_work:
             labels = model.card.name, str(model.card.version), model.sha256, model.provider
             self._metrics.model_info.labels(*labels).set(1)
-        self._catalog = Catalog.of(loaded.models, loaded.encoders)
+        self._loaded = loaded
+        packs = await asyncio.to_thread(self._packs.packs, self.dimensions)
+        self._catalog = Catalog.of(loaded.models, loaded.encoders, packs)
+        self.loaded.set()
         for encoder in loaded.encoders:
             if encoder not in self._catalog.encoders.values():
                 log.warning("%s is of no use: the network that it makes vectors for is not served", encoder.card.label)

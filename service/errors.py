@@ -7,12 +7,15 @@ Exception
 └── ServiceError                    an answer
     ├── InvalidImage           400
     ├── MalformedUpload        400
+    ├── Unauthorized           401
+    ├── Forbidden              403
     ├── NotFound               404
     ├── UnknownStyle           404
     ├── MethodNotAllowed       405
     ├── NotAcceptable          406
     ├── UploadTooSlow          408
     ├── NotFinished            409
+    ├── NameTaken              409
     ├── Expired                410
     ├── TooManyBytes           413
     ├── TooManyPixels          413
@@ -22,6 +25,7 @@ Exception
     ├── Internal               500
     ├── WorkerLost             500
     ├── GatysUnavailable       503
+    ├── StylesUnavailable      503
     ├── NotReady               503
     ├── Saturated              503
     ├── DeadlineExceeded       504
@@ -86,6 +90,18 @@ class MalformedUpload(ServiceError):
     status, code, title = 400, "malformed_upload", "The request body is malformed or cut short"
 
 
+class Unauthorized(ServiceError):
+    status, code, title = 401, "unauthorized", "A token is needed"
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return {"WWW-Authenticate": "Bearer"}
+
+
+class Forbidden(ServiceError):
+    status, code, title = 403, "forbidden", "This is not yours to change"
+
+
 class NotFound(ServiceError):
     status, code, title = 404, "not_found", "There is nothing here"
 
@@ -116,6 +132,10 @@ class UploadTooSlow(ServiceError):
 
 class NotFinished(ServiceError):
     status, code, title = 409, "not_finished", "The job is not finished"
+
+
+class NameTaken(ServiceError):
+    status, code, title = 409, "name_taken", "There is a style of that name"
 
 
 class Expired(ServiceError):
@@ -174,6 +194,12 @@ class GatysUnavailable(ServiceError):
     status, code, title = 503, "gatys_unavailable", "This service does not optimise pictures"
 
 
+class StylesUnavailable(ServiceError):
+    """Not a matter of waiting either: their folder cannot be written."""
+
+    status, code, title = 503, "styles_unavailable", "This service cannot keep styles"
+
+
 class _Unavailable(ServiceError):
     """Come back in ``retry_after_s`` seconds (rounded up to whole ones, as RFC 9110 has it)."""
 
@@ -214,12 +240,15 @@ class OutOfMemory(ServiceError):
 PROBLEMS: tuple[type[ServiceError], ...] = (
     InvalidImage,
     MalformedUpload,
+    Unauthorized,
+    Forbidden,
     NotFound,
     UnknownStyle,
     MethodNotAllowed,
     NotAcceptable,
     UploadTooSlow,
     NotFinished,
+    NameTaken,
     Expired,
     TooManyBytes,
     TooManyPixels,
@@ -229,6 +258,7 @@ PROBLEMS: tuple[type[ServiceError], ...] = (
     Internal,
     WorkerLost,
     GatysUnavailable,
+    StylesUnavailable,
     NotReady,
     Saturated,
     DeadlineExceeded,

@@ -86,7 +86,7 @@ class Local:
             return model
         encoder = self._catalog.encoders[model.name]
         with naming(PAINTING):
-            return model.knowing(encoder.vector(encoder.read(order.style_image, MAX_PIXELS)))
+            return model.knowing({PAINTING: encoder.vector(encoder.read(order.style_image, MAX_PIXELS))})
 
     def _fill_moving(
         self, order: Order, animation: Animation, fields: StylizeFields, model: ServedModel, on_progress: OnProgress

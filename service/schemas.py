@@ -24,7 +24,7 @@ FILES = ("mask", "masks", PAINTING)  # beside the photo, in multipart alone
 
 def _known_styles(mix: Mix, info: ValidationInfo) -> Mix:
     catalog = cast(Catalog, info.context)
-    known = [style.name for style in catalog.styles()]
+    known = sorted(catalog.names)
     unknown = [name for name in mix.weights if name not in (*known, PAINTING)]
     if unknown:
         detail = f"no style is called {' or '.join(unknown)}; there are {', '.join(known)}"
@@ -166,6 +166,7 @@ class Style(BaseModel):
     credit: str = Field(description="source and licence of the reproduction")
     painting_sha256: str = Field(description="of the very file that the style was trained from")
     models: list[str] = Field(description="the models that have it, the server's first choice first")
+    own: bool = Field(False, description="made or brought in here, and not the model store's")
     links: dict[str, str]
 
 

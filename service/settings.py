@@ -92,6 +92,13 @@ class Settings(BaseModel):
     data_dir: Path = Field(
         default=Path(__file__).parent.parent / "data", description="folder of jobs and their pictures; one service each"
     )
+    styles_dir: Path | None = Field(
+        default=None,
+        description="folder of styles of one's own; services may share it; `DATA_DIR/styles` if not set",
+    )
+    admin_token: SecretStr | None = Field(
+        default=None, min_length=16, description="with it (`Authorization: Bearer`) styles are written from anywhere"
+    )
     jobs_url: SecretStr | None = Field(
         default=None,
         description="broker of jobs that are done on other machines, `redis://` or `amqp://`; none: this one does them",
@@ -161,6 +168,11 @@ class Settings(BaseModel):
         return self
 
     @property
+    def own_styles(self) -> Path:
+        """The folder of styles of one's own."""
+        return self.styles_dir or self.data_dir / "styles"
+
+    @property
     def jobs_place(self) -> tuple[str, str, str] | None:
         """The URLs of broker, state and pictures; None where jobs are done here."""
         if self.jobs_url is None:
@@ -193,5 +205,5 @@ def _malformed(given: Mapping[str, str], loc: tuple[int | str, ...], message: st
     if not loc:
         return message.removeprefix("Value error, ")
     name = PREFIX + str(loc[0]).upper()
-    shown = "…" if name.endswith(("_SECRET", "_URL")) else repr(given[name])
+    shown = "…" if name.endswith(("_SECRET", "_URL", "_TOKEN")) else repr(given[name])
     return f"{name}={shown}: {message}"

@@ -170,7 +170,7 @@ def _vgg(store: Path, preset: PresetName, seed: int) -> VGG:
     weights = feature_weights(store, chosen.network)
     if weights is None:
         raise SystemExit(f"{store} has no weights of {chosen.network}: python -m export fetch {chosen.network}")
-    return load_vgg(weights, chosen)
+    return load_vgg(weights, chosen.network, chosen.defaults.pooling, chosen.defaults.precision)
 
 
 def _parameters(preset: PresetName, options: argparse.Namespace) -> Parameters:

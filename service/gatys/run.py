@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from service.gatys.optimize import Evaluation, Losses, Objective, optimize
 from service.gatys.pictures import to_pixels, to_tensor
 from service.gatys.vgg import VGG
 from service.images import resized
-from service.jobs.parameters import Parameters, Pooling, Precision
+from service.jobs.parameters import NetworkName, Parameters, Pooling, Precision
 from service.masks import Mask, composed
 
 COARSE_SIDE = 512  # pixels; up to it a pyramid is no faster (measured), above it makes the large strokes
@@ -39,6 +40,17 @@ class Checkpoint:
     stage: int
     stage_iteration: int
     picture: npt.NDArray[np.float32]
+
+    def packed(self) -> bytes:
+        file = io.BytesIO()
+        np.savez(file, numbers=[self.iteration, self.stage, self.stage_iteration], picture=self.picture)
+        return file.getvalue()
+
+    @classmethod
+    def unpacked(cls, content: bytes) -> Checkpoint:
+        with np.load(io.BytesIO(content), allow_pickle=False) as saved:
+            iteration, stage, stage_iteration = map(int, saved["numbers"])
+            return cls(iteration, stage, stage_iteration, saved["picture"])
 
 
 @dataclass(frozen=True)
@@ -140,13 +152,10 @@ def paint(
     return painted if mask is None else composed(photo, [painted], [mask])
 
 
-def load_vgg(weights: Path, parameters: Parameters) -> VGG:
+def load_vgg(weights: Path, network: NetworkName, pooling: Pooling = "max", precision: Precision = "auto") -> VGG:
     """The features that a run needs, on a GPU where there is one. Raises OSError or RuntimeError."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    pooling: Pooling = parameters.defaults.pooling
-    return VGG.load(
-        weights, parameters.network, pooling=pooling, device=device, dtype=_dtype(parameters.defaults.precision, device)
-    )
+    return VGG.load(weights, network, pooling=pooling, device=device, dtype=_dtype(precision, device))
 
 
 def has_fast_bf16() -> bool:

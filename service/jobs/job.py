@@ -18,7 +18,7 @@ FINAL: frozenset[str] = frozenset({"succeeded", "failed", "cancelled"})  # an ev
 @dataclass(frozen=True)
 class Order:
     """What is submitted. ``files`` are images by name: ``photo``, ``painting-0`` …, ``mask`` or ``masks``; and
-    ``painting-vector``, see ``service.jobs.parameters.packed_style``."""
+    ``painting-vectors``, see ``packed_vectors`` in ``service.jobs.parameters``."""
 
     client: str
     parameters: AnyParameters

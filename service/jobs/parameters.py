@@ -1,5 +1,5 @@
 """What a job is asked to do: Gatys' optimisation, where a preset is only defaults for the fields beside it, or a large
-picture through a network."""
+picture through a network, or a painting's style."""
 
 from __future__ import annotations
 
@@ -101,6 +101,11 @@ class Parameters:
     start_model: str | None = None
 
     @property
+    def media_type(self) -> str:
+        """Of the result."""
+        return f"image/{self.format}"
+
+    @property
     def defaults(self) -> Preset:
         """What the preset settles beyond the fields."""
         return PRESETS[self.preset]
@@ -132,6 +137,11 @@ class LargeParameters:
     method: Literal["stylize"] = "stylize"
 
     @property
+    def media_type(self) -> str:
+        """Of the result."""
+        return f"image/{self.format}"
+
+    @property
     def preset(self) -> str:
         """What its duration counts as."""
         return self.method
@@ -141,25 +151,60 @@ class LargeParameters:
         return asdict(self)
 
 
-VECTOR_FILE = "painting-vector"
+@dataclass(frozen=True)
+class RefineParameters:
+    """A style that is made of a painting, in ``iterations`` steps, for the network ``model``: its papers, and the
+    shorter side in pixels at which the painting is looked at. The result is a pack."""
+
+    name: str
+    title: str
+    artist: str
+    year: str
+    credit: str
+    painting_sha256: str
+    painting_side_px: int
+    model: str
+    iterations: int
+    seed: int = 0
+    method: Literal["refine"] = "refine"
+
+    @property
+    def media_type(self) -> str:
+        """Of the result."""
+        return "application/zip"
+
+    @property
+    def preset(self) -> str:
+        """What its duration counts as."""
+        return self.method
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return asdict(self)
 
 
-def packed_style(vector: npt.NDArray[np.float32], network_sha256: str) -> bytes:
-    """A painting's style (D,) for the network of that graph, as a file of an order."""
+VECTORS_FILE = "painting-vectors"  # of an order: styles that the worker's store has not
+NETWORK = "sha256 of the network"  # no style's name
+
+
+def packed_vectors(vectors: Mapping[str, npt.NDArray[np.float32]], network_sha256: str) -> bytes:
+    """Styles (D,) by name, for the network of that graph, as a file of an order."""
     file = io.BytesIO()
-    np.savez(file, vector=vector, network=network_sha256)
+    arrays: dict[str, Any] = {NETWORK: np.array(network_sha256), **vectors}
+    np.savez(file, **arrays)
     return file.getvalue()
 
 
-def unpacked_style(content: bytes) -> tuple[npt.NDArray[np.float32], str]:
+def unpacked_vectors(content: bytes) -> tuple[dict[str, npt.NDArray[np.float32]], str]:
     """What was packed."""
     with np.load(io.BytesIO(content), allow_pickle=False) as saved:
-        return saved["vector"], str(saved["network"])
+        return {name: saved[name] for name in saved.files if name != NETWORK}, str(saved[NETWORK])
 
 
-AnyParameters = Parameters | LargeParameters
+AnyParameters = Parameters | LargeParameters | RefineParameters
 
 
 def read_parameters(values: Mapping[str, Any]) -> AnyParameters:
     """What ``as_dict`` gave."""
-    return LargeParameters(**values) if "method" in values else Parameters(**values)
+    kinds: dict[str, type[AnyParameters]] = {"stylize": LargeParameters, "refine": RefineParameters}
+    return kinds.get(values.get("method", ""), Parameters)(**values)

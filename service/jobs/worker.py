@@ -8,7 +8,6 @@ it). The end of stdin is the end of the service, and of this process.
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import queue
@@ -20,25 +19,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-import numpy as np
-
 from service.animations import AnimationLimits, Film, encode_film, open_animation
-from service.errors import Internal, ModelRefused, OutOfMemory, RunDiverged, ServiceError
+from service.errors import Internal, InvalidFields, ModelRefused, Offence, OutOfMemory, RunDiverged, ServiceError
 from service.images import Picture, decode, decode_mask, encode, open_photo, shrunk, within
 from service.jobs.job import Lease, Limits, Loss
-from service.jobs.parameters import VECTOR_FILE, LargeParameters, Parameters, unpacked_style
+from service.jobs.parameters import (
+    VECTORS_FILE,
+    LargeParameters,
+    NetworkName,
+    Parameters,
+    Pooling,
+    Precision,
+    RefineParameters,
+    unpacked_vectors,
+)
 from service.jobs.queue import EmbeddedQueue, JobQueue, LeaseLost
 from service.masks import Mask
 from service.models.catalog import Catalog, ServedModel, served
+from service.models.packs import Pack, Papers
 from service.models.session import ProviderChoice
-from service.models.store import PAINTING, ModelStore, feature_weights
+from service.models.store import PAINTING, ModelStore, StoredModel, feature_weights
 from service.models.style import Mix
 from service.models.tiling import THUMBNAIL_SIDE, Observe
 from service.painting import PREVIEW_SIDE, decode_masks, decode_moving, model_for, open_mask, painted, painted_film
 from service.schemas import StylizeFields
 
 if TYPE_CHECKING:
-    from service.gatys.run import Checkpoint, Pixels, Progress
+    from service.gatys.refine import Progress as Refinement
+    from service.gatys.run import Pixels, Progress
     from service.gatys.vgg import VGG
 
 log = logging.getLogger(__name__)
@@ -47,6 +55,7 @@ NICE = 10  # the fast path goes first
 REPORT_S, CHECKPOINT_S = 1.0, 3.0
 FIRST_PREVIEW = 5  # evaluations; then at 10, 20, 40 …
 PREVIEW_QUALITY = 85
+STYLE_PREVIEW_SIDE = 512  # pixels, as those of the store
 MANY_PIXELS = 2**31  # our own files were measured when they came in
 
 
@@ -99,18 +108,53 @@ class Worker:
         parameters = self._jobs.parameters(lease)
         if isinstance(parameters, LargeParameters):
             return self._large(lease, parameters)
+        if isinstance(parameters, RefineParameters):
+            return self._refined(lease, parameters)
         return self._optimised(lease, parameters)
+
+    def _refined(self, lease: Lease, parameters: RefineParameters) -> bytes:
+        """A painting's style, as a pack. It begins with the vector that came with the order, or with the nearest.
+
+        Raises InvalidFields where the network is not of our making."""
+        from service.gatys.refine import PREVIEW_PHOTO, State, nearest, refine
+        from service.gatys.transformer import load_transformer
+
+        stored = self._stored(parameters.model)
+        try:
+            network, _ = load_transformer(stored.graph, stored.card.label)
+        except ValueError as error:
+            raise InvalidFields([Offence("model", str(error))]) from error
+        model, vgg = served(stored, self._provider, self._threads), self._features("vgg16")
+        files, saved = self._jobs.inputs(lease), self._jobs.checkpoint(lease)
+        painting = _picture(files["painting-0"]).rgb
+        if saved:
+            start = State.unpacked(saved)
+        elif VECTORS_FILE in files:
+            start = State.first(unpacked_vectors(files[VECTORS_FILE])[0][PAINTING])
+        else:
+            start = State.first(nearest(vgg, network, painting, [stored.vectors[name] for name in model.styles]))
+        observe = _Reporter(self._jobs, lease).observe
+        vector = refine(
+            vgg, network, painting, start, steps=parameters.iterations, seed=parameters.seed, observe=observe
+        )
+        photo = open_photo(PREVIEW_PHOTO.read_bytes(), MANY_PIXELS)
+        shown = model.begin()(decode(photo, photo.size_within(STYLE_PREVIEW_SIDE)).rgb[None], vector[None])[0]
+        told = parameters.as_dict()
+        papers = {name: told[name] for name in Papers.model_fields if name in told}
+        pack = Pack(Papers(**papers, network=model.sha256), vector, encode(Picture(shown), "jpeg", PREVIEW_QUALITY))
+        return pack.zipped()
 
     def _optimised(self, lease: Lease, parameters: Parameters) -> bytes:
         """Raises RunDiverged."""
         from service.gatys.optimize import Diverged
-        from service.gatys.run import paint
+        from service.gatys.run import Checkpoint, paint
 
         order = _Inputs.read(self._jobs.inputs(lease), parameters)
-        reporter, resume = _Reporter(self._jobs, lease), _unpacked(self._jobs.checkpoint(lease))
+        saved = self._jobs.checkpoint(lease)
+        reporter, resume = _Reporter(self._jobs, lease), Checkpoint.unpacked(saved) if saved else None
         try:
             picture = paint(
-                self._network(parameters),
+                self._features(parameters.network, parameters.defaults.pooling, parameters.defaults.precision),
                 order.photo.rgb,
                 order.paintings,
                 parameters,
@@ -177,38 +221,42 @@ class Worker:
 
     @staticmethod
     def _knowing(model: ServedModel, files: dict[str, bytes]) -> ServedModel:
-        """The network with the style of the painting that came with the order, if one did. Raises Internal where the
-        style is for another network."""
-        if VECTOR_FILE not in files:
+        """The network with the styles that came with the order, if any did. Raises Internal where they are for another
+        network."""
+        if VECTORS_FILE not in files:
             return model
-        vector, network = unpacked_style(files.pop(VECTOR_FILE))
+        vectors, network = unpacked_vectors(files.pop(VECTORS_FILE))
         if network != model.sha256:
-            raise Internal(f"the model {model.name} is not the one any more that the painting was read for")
-        files[PAINTING] = b""  # as a request names it
-        return model.knowing(vector)
+            raise Internal(f"the model {model.name} is not the one any more that the styles are for")
+        if PAINTING in vectors:
+            files[PAINTING] = b""  # as a request names it
+        return model.knowing(vectors)
 
     def _model(self, name: str) -> ServedModel:
-        """A network of the store. Raises Internal where it has left the store, or is not sound any more."""
+        """A network of the store, at work. Raises Internal."""
+        return served(self._stored(name), self._provider, self._threads)
+
+    def _stored(self, name: str) -> StoredModel:
+        """Raises Internal where it has left the store, or is not sound any more."""
         store = ModelStore(self._store)
         try:
-            folder = next(folder for folder in store.folders() if folder.parent.name == name)
-            return served(store.load(folder), self._provider, self._threads)
+            return store.load(next(folder for folder in store.folders() if folder.parent.name == name))
         except (StopIteration, ModelRefused) as error:
             raise Internal(f"the model {name} cannot be used any more: {error}") from error
 
-    def _network(self, parameters: Parameters) -> VGG:
+    def _features(self, network: NetworkName, pooling: Pooling = "max", precision: Precision = "auto") -> VGG:
         """The last job's network is kept. Raises Internal where its weights have left the store."""
         import torch
 
         from service.gatys.run import load_vgg
 
         torch.set_num_threads(self._threads)
-        key = parameters.network, parameters.defaults.pooling, parameters.defaults.precision
+        key = network, pooling, precision
         if self._vgg is None or self._vgg[0] != key:
-            weights = feature_weights(self._store, parameters.network)
+            weights = feature_weights(self._store, network)
             if weights is None:
-                raise Internal(f"the weights of {parameters.network} have left the store")
-            self._vgg = key, load_vgg(weights, parameters)
+                raise Internal(f"the weights of {network} have left the store")
+            self._vgg = key, load_vgg(weights, network, pooling, precision)
         return self._vgg[1]
 
 
@@ -241,7 +289,7 @@ class _Reporter:
         self._reported = -REPORT_S
         self._saved = time.monotonic()
 
-    def observe(self, progress: Progress) -> None:
+    def observe(self, progress: Progress | Refinement) -> None:
         """Raises LeaseLost."""
         now = time.monotonic()
         self._begun = self._begun or (progress.iteration - 1, now)
@@ -256,9 +304,9 @@ class _Reporter:
             self._jobs.show(self._lease, progress.iteration, preview)
         if now - self._saved >= CHECKPOINT_S:
             self._saved = now
-            self._jobs.save_checkpoint(self._lease, _packed(progress.checkpoint()))
+            self._jobs.save_checkpoint(self._lease, progress.checkpoint().packed())
 
-    def _eta_s(self, progress: Progress, now: float) -> float:
+    def _eta_s(self, progress: Progress | Refinement, now: float) -> float:
         """At the pace so far; finer stages to come take longer than that."""
         assert self._begun is not None
         first, since = self._begun
@@ -324,23 +372,6 @@ def _is_shown(iteration: int) -> bool:
 def _picture(content: bytes) -> Picture:
     photo = open_photo(content, MANY_PIXELS)
     return decode(photo, (photo.width, photo.height))
-
-
-def _packed(checkpoint: Checkpoint) -> bytes:
-    file = io.BytesIO()
-    numbers = np.array([checkpoint.iteration, checkpoint.stage, checkpoint.stage_iteration])
-    np.savez(file, numbers=numbers, picture=checkpoint.picture)
-    return file.getvalue()
-
-
-def _unpacked(content: bytes | None) -> Checkpoint | None:
-    from service.gatys.run import Checkpoint
-
-    if content is None:
-        return None
-    with np.load(io.BytesIO(content), allow_pickle=False) as saved:
-        iteration, stage, stage_iteration = (int(number) for number in saved["numbers"])
-        return Checkpoint(iteration, stage, stage_iteration, saved["picture"])
 
 
 def _listen(orders: queue.SimpleQueue[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from service.models.encoder import Encoder
 from service.models.film import STEPS, as_frames, run_film
+from service.models.packs import Pack, Papers
 from service.models.session import (
     Images,
     OrtSession,
@@ -22,7 +23,7 @@ from service.models.session import (
     StyleRows,
     open_session,
 )
-from service.models.store import PAINTING, StoredModel, StyleEntry, Vector
+from service.models.store import PAINTING, PHOTO, StoredModel, StyleEntry, Vector
 from service.models.strokes import sizes, with_strokes
 from service.models.style import Mix, Pixels, Rows, blend, rows_for
 from service.models.tiling import Observe, TiledNetwork
@@ -40,21 +41,41 @@ class ServedModel:
         self.previews = stored.previews
         self.paintings = stored.paintings
         self.styles = {style.name: style for style in stored.card.styles}
+        self.own: frozenset[str] = frozenset()  # of its styles those that are not in the store
         self.provider: Provider = session.provider
         self.tiled = tiled
         self.warm = session.warm
         self._session = session
         self._vectors = stored.vectors
 
-    def knowing(self, vector: Vector) -> ServedModel:
-        """The same network, for one request: mixes may name PAINTING, whose style (D,) this is."""
+    def knowing(self, vectors: dict[str, Vector]) -> ServedModel:
+        """The same network: mixes may name these styles (D,) too. PAINTING is one that came with a request."""
         known = copy.copy(self)
-        known._vectors = self._vectors | {PAINTING: vector}
+        known._vectors = self._vectors | vectors
         return known
 
+    def with_packs(self, packs: Iterable[Pack]) -> ServedModel:
+        """The same network with styles of one's own, those of the packs that are for it."""
+        fitting = [pack for pack in packs if pack.papers.network == self.sha256]
+        model = self.knowing({pack.name: pack.vector for pack in fitting})
+        model.styles = self.styles | {pack.name: pack.entry for pack in fitting}
+        model.previews = self.previews | {pack.name: pack.preview for pack in fitting}
+        model.own = frozenset(pack.name for pack in fitting)
+        return model
+
+    def pack(self, name: str) -> Pack:
+        """One of its styles, to take away. The network must be a conditional one."""
+        entry = self.styles[name].model_dump(include=set(Papers.model_fields))
+        return Pack(Papers(**entry, model=self.name, network=self.sha256), self._vectors[name], self.previews[name])
+
+    def travelling(self, names: Collection[str]) -> dict[str, Vector]:
+        """The vectors of those of ``names`` that are not in the store: a worker elsewhere has them not."""
+        return {name: self._vectors[name] for name in names if name in self.own or name == PAINTING}
+
     @property
-    def knows_painting(self) -> bool:
-        return PAINTING in self._vectors
+    def names(self) -> Set[str]:
+        """What mixes may name."""
+        return self.styles.keys() | self._vectors.keys() - {PHOTO}
 
     def begin(self, stroke: float = 1.0) -> StoppableRun:
         """A run, to be called once with (N, H, W, 3) and (N, D); with strokes so many times as large as its own."""
@@ -200,9 +221,12 @@ class Catalog:
     encoders: dict[str, Encoder] = field(default_factory=dict)  # by the model whose vectors they make
 
     @classmethod
-    def of(cls, models: Sequence[ServedModel], encoders: Sequence[Encoder] = ()) -> Catalog:
-        """An encoder is of use where the very network is served whose vectors it makes."""
-        ordered = sorted(models, key=_rank)
+    def of(cls, models: Sequence[ServedModel], encoders: Sequence[Encoder] = (), packs: Sequence[Pack] = ()) -> Catalog:
+        """An encoder, and a pack, is of use where the very network is served that it is for. A style of the store goes
+        before a pack of its name."""
+        shipped = {name for model in models for name in model.styles}
+        own = [pack for pack in packs if pack.name not in shipped]
+        ordered = [model.with_packs(own) for model in sorted(models, key=_rank)]
         makers = {encoder.network_sha256: encoder for encoder in encoders}
         fitting = {model.name: makers[model.sha256] for model in models if model.sha256 in makers}
         return cls({model.name: model for model in ordered}, fitting)
@@ -218,6 +242,16 @@ class Catalog:
             seen = model.styles | seen
         return iter(sorted(seen.values(), key=lambda style: style.name))
 
+    @property
+    def conditional(self) -> list[ServedModel]:
+        """The models that take vectors, the first choice first."""
+        return [model for model in self.models.values() if model.card.kind == "conditional"]
+
+    @property
+    def names(self) -> set[str]:
+        """Of every style that a mix may name, but PAINTING."""
+        return {name for model in self.models.values() for name in model.names} - {PAINTING}
+
     def paintings(self) -> dict[str, bytes]:
         """The shipped paintings, image files by the name of their style."""
         found: dict[str, bytes] = {}
@@ -231,14 +265,14 @@ class Catalog:
         able = [
             model
             for model in self.models.values()
-            if styles - {PAINTING} <= model.styles.keys() and (len(styles) == 1 or model.card.kind == "conditional")
+            if styles - {PAINTING} <= model.names and (len(styles) == 1 or model.card.kind == "conditional")
         ]
         if PAINTING in styles:
             return list(filter(self._takes_painting, able))
         return able
 
     def _takes_painting(self, model: ServedModel) -> bool:
-        return model.knows_painting or model.name in self.encoders
+        return PAINTING in model.names or model.name in self.encoders
 
 
 def _rank(model: ServedModel) -> tuple[bool, float, str]:

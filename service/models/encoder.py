@@ -24,13 +24,12 @@ class Encoder:
         self.model = stored.card.vectors_of.model
         self.provider = session.provider
         self.settle = session.settle
-        self._side_px = stored.card.vectors_of.painting_side_px
+        self.side_px = stored.card.vectors_of.painting_side_px
         self._session = session
 
     def size(self, width: int, height: int) -> tuple[int, int]:
-        """At which (width, height) a painting is to be read: strokes as large as in training, never enlarged."""
-        scale = min(1.0, self._side_px / min(width, height), LONGEST * self._side_px / max(width, height))
-        return max(1, round(width * scale)), max(1, round(height * scale))
+        """At which (width, height) a painting is to be read."""
+        return painting_size(width, height, self.side_px)
 
     def read(self, content: bytes, max_pixels: int) -> Pixels:
         """A painting (H, W, 3) from an image file; transparency is shown on white. Raises what ``open_photo`` and
@@ -42,6 +41,12 @@ class Encoder:
         """The style (D,) of a painting (H, W, 3). Raises OutOfMemory."""
         no_rows: StyleRows = np.empty((1, 0), np.float32)
         return np.asarray(self._session.run(painting[None], no_rows)[0], np.float32)
+
+
+def painting_size(width: int, height: int, side_px: int) -> tuple[int, int]:
+    """(width, height) with strokes as large as where the shorter side has ``side_px``; never enlarged."""
+    scale = min(1.0, side_px / min(width, height), LONGEST * side_px / max(width, height))
+    return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def encoder_of(

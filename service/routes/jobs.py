@@ -135,7 +135,7 @@ def jobs_router(desk: OrderDesk, supervisor: Supervisor, limits: UploadLimits) -
 
     @router.get("/jobs/{id}", summary="A job", response_model=JobView)
     async def get_job(id: str) -> Response:
-        return _answer(await _job(supervisor, id), 200)
+        return job_answer(await _job(supervisor, id), 200)
 
     @router.get("/jobs/{id}/events", summary="A job as it goes, as Server-Sent Events", response_class=Response)
     async def get_events(id: str, request: Request) -> Response:
@@ -167,12 +167,12 @@ def jobs_router(desk: OrderDesk, supervisor: Supervisor, limits: UploadLimits) -
         headers = {"ETag": etag, "Cache-Control": "private, no-cache"}
         if matches(request.headers.get("if-none-match", ""), etag):
             return Response(status_code=304, headers=headers)
-        return Response(result, media_type=f"image/{job.parameters.format}", headers=headers)
+        return Response(result, media_type=job.parameters.media_type, headers=headers)
 
     @router.delete("/jobs/{id}", summary="Cancel a job", status_code=202, response_class=Response)
     async def cancel(id: str) -> Response:
         before = await supervisor.cancel(id)
-        return _answer(await _job(supervisor, id), 202) if before == "running" else Response(status_code=204)
+        return job_answer(await _job(supervisor, id), 202) if before == "running" else Response(status_code=204)
 
     return router
 
@@ -181,14 +181,15 @@ async def accepted(supervisor: Supervisor, order: Order) -> Response:
     """An order's job, 202. Raises Saturated."""
     job, _ = await asyncio.to_thread(supervisor.queue.submit, order)
     await supervisor.submitted()
-    return _answer(job, 202)
+    return job_answer(job, 202)
 
 
 async def _job(supervisor: Supervisor, id: str) -> Job:
     return await asyncio.to_thread(supervisor.queue.get, id)
 
 
-def _answer(job: Job, status: int) -> Response:
+def job_answer(job: Job, status: int) -> Response:
+    """A job, and where it is."""
     return Response(
         JobView.of(job).model_dump_json(),
         status,

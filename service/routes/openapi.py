@@ -7,6 +7,7 @@ from typing import Any, get_args
 from service.errors import PROBLEMS
 from service.images import FORMATS, AnyFormat
 from service.jobs.parameters import Init, NetworkName, Optimizer, PresetName
+from service.models.store import NAME_PATTERN
 from service.orders import MAX_PAINTINGS
 from service.schemas import Problem
 
@@ -188,6 +189,38 @@ GATYS: dict[str, Any] = {
                 }
             },
         },
+    },
+}
+
+
+STYLES: dict[str, Any] = {
+    "description": "A style of a painting, made by a job (`202`, `Location` says where to follow it) that starts from "
+    "the encoder's vector and trains the vector alone; or one brought in as a pack (`201`). Open from the service's "
+    "own machine, or with the bearer token of `STYLIZE_ADMIN_TOKEN`.",
+    "responses": {
+        201: {"description": "The pack's style, served from now on."},
+        202: {"description": "The job that makes it."},
+    },
+    "openapi_extra": {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "multipart/form-data": {
+                    "schema": {
+                        "type": "object",
+                        "properties": {
+                            "painting": _BINARY,
+                            "name": {"type": "string", "pattern": NAME_PATTERN},
+                            "steps": {"type": "integer", "minimum": 1, "default": 200},
+                            "model": _FIELDS["model"],
+                            "pack": _BINARY | {"description": "Instead of all the others."},
+                        }
+                        | {name: {"type": "string"} for name in ("title", "artist", "year", "credit")},
+                        "additionalProperties": False,
+                    }
+                }
+            },
+        }
     },
 }
 

@@ -1,4 +1,4 @@
-"""``GET /styles``: what ``/stylize`` accepts now."""
+"""``/styles``: what ``/stylize`` accepts now, and styles of one's own."""
 
 from __future__ import annotations
 
@@ -9,27 +9,69 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from service.engine import Engine
-from service.errors import NotFound, UnknownStyle
+from service.errors import NotFound, Offence, UnknownStyle
 from service.models.catalog import Catalog, ServedModel
 from service.models.store import StyleEntry
+from service.orders import JobView
+from service.refinements import Refinements, StyleFields
 from service.routes.conditional import matches
+from service.routes.jobs import job_answer
+from service.routes.openapi import STYLES
+from service.routes.upload import UploadLimits, read_files
+from service.routes.writers import Writers
 from service.schemas import Style, Styles
+
+PAINTING, PACK = "painting", "pack"  # files of a POST
 
 _JPEG: dict[int | str, dict[str, Any]] = {
     200: {"content": {"image/jpeg": {}}, "description": "A small JPEG of the style at work."},
     304: {"description": "The client's copy is the newest."},
 }
 
+_ZIP: dict[int | str, dict[str, Any]] = {200: {"content": {"application/zip": {}}, "description": "A few KB."}}
 _PAINTING: dict[int | str, dict[str, Any]] = {200: {"content": {"image/*": {}}, "description": "An image file."}}
 
 
-def styles_router(engine: Engine) -> APIRouter:
+def styles_router(engine: Engine, refinements: Refinements, writers: Writers, limits: UploadLimits) -> APIRouter:
     router = APIRouter()
 
     @router.get("/styles", summary="Every style", response_model=Styles)
     def list_styles() -> Styles:
         catalog = engine.catalog
         return Styles(styles=[_style(entry, catalog) for entry in catalog.styles()])
+
+    @router.post("/styles", summary="A style of one's own", response_model=Style | JobView, **STYLES)
+    async def add_style(request: Request) -> Response:
+        writers.check(request)
+        upload = await read_files(request, limits, (PACK, PAINTING))
+        if PACK in upload.files and not (PAINTING in upload.files or upload.fields or upload.offences):
+            name = await refinements.install(upload.files[PACK])
+            style = _style(_first_choice(name, engine.catalog).styles[name], engine.catalog)
+            location = {"Location": f"/styles/{name}"}
+            return Response(style.model_dump_json(), 201, headers=location, media_type="application/json")
+        offences = list(upload.offences)
+        if PACK in upload.files:
+            offences.append(Offence(PACK, "alone: it says everything itself"))
+        elif PAINTING not in upload.files:
+            offences.append(Offence(PAINTING, "required: a picture, as a file; or the file pack alone"))
+        fields = StyleFields.read(upload.fields, engine.catalog, offences)
+        client = request.client.host if request.client else "unknown"
+        return job_answer(await refinements.submit(upload.files[PAINTING], fields, client), 202)
+
+    @router.delete("/styles/{name}", summary="Delete a style of one's own", status_code=204, response_class=Response)
+    async def delete_style(name: str, request: Request) -> Response:
+        writers.check(request)
+        await refinements.remove(name)
+        return Response(status_code=204)
+
+    @router.get("/styles/{name}/pack", summary="A style to take away", response_class=Response, responses=_ZIP)
+    def get_pack(name: str, request: Request) -> Response:
+        model = _first_choice(name, engine.catalog)
+        if model.card.kind != "conditional":
+            raise NotFound(f"{name} is a network of its own ({model.name}), and has no vector to take away")
+        answer = _kept(request, model.pack(name).zipped(), "application/zip")
+        answer.headers["Content-Disposition"] = f'attachment; filename="{name}.zip"'
+        return answer
 
     @router.get("/styles/{name}", summary="One style", response_model=Style)
     def get_style(name: str) -> Style:
@@ -73,12 +115,15 @@ def _kept(request: Request, content: bytes, media_type: str | None) -> Response:
 
 
 def _style(entry: StyleEntry, catalog: Catalog) -> Style:
-    path = f"/styles/{entry.name}"
+    path, models = f"/styles/{entry.name}", catalog.models_with({entry.name})
     links = {"self": path, "preview": f"{path}/preview", "stylize": f"/stylize?style={entry.name}"}
     if _with_painting(entry.name, catalog):
         links["painting"] = f"{path}/painting"
+    if models[0].card.kind == "conditional":
+        links["pack"] = f"{path}/pack"
     return Style(
         **entry.model_dump(include={"name", "title", "artist", "year", "credit", "painting_sha256"}),
-        models=[model.card.name for model in catalog.models_with({entry.name})],
+        models=[model.card.name for model in models],
+        own=any(entry.name in model.own for model in models),
         links=links,
     )

@@ -39,7 +39,7 @@ from service.errors import (
 )
 from service.images import FORMATS, AnyFormat, Format, Photo, Picture, decode, encode, open_photo
 from service.jobs.job import Order
-from service.jobs.parameters import VECTOR_FILE, LargeParameters, packed_style
+from service.jobs.parameters import VECTORS_FILE, LargeParameters, packed_vectors
 from service.jobs.supervisor import Supervisor
 from service.masks import Mask
 from service.metrics import Metrics, Stopwatch
@@ -128,13 +128,14 @@ class Stylizer:
             # A thread's turn costs more than most requests would use it for.
             mask = await self._in_codec(open_mask, upload.files, self._limits.max_pixels) if upload.files else None
         files = {name: content for name, content in upload.files.items() if name != PAINTING}
+        known = model
         if PAINTING in upload.files:
             with watch.time("infer"), naming(PAINTING):
                 vector = await self._encodings.vector(catalog.encoders[model.name], upload.files[PAINTING])
-            files[VECTOR_FILE] = packed_style(vector, model.sha256)
-            rows = model.knowing(vector).rows(fields.mixes, fields.strength)
-        else:
-            rows = model.rows(fields.mixes, fields.strength)
+            known = model.knowing({PAINTING: vector})
+        rows = known.rows(fields.mixes, fields.strength)
+        if vectors := known.travelling(fields.style_names):
+            files[VECTORS_FILE] = packed_vectors(vectors, model.sha256)
         if animation:
             format = fields.format or negotiate(accept, animation.format, MOVING)
             moving = _Moving(animation, mask, fields, model, rows, format, {"photo": upload.image, **files})

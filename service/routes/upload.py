@@ -77,6 +77,17 @@ async def read_upload(
     )
 
 
+async def read_files(request: Request, limits: UploadLimits, files: tuple[str, ...]) -> Upload:
+    """Read a multipart form that has ``files``, and no image. Raises as ``read_upload`` does."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != MULTIPART:
+        raise UnsupportedMediaType(f"the Content-Type {media_type[:64]!r} is not read here: send {MULTIPART}")
+    with translating(_RECEIVING):
+        async with asyncio.timeout(limits.timeout_s):
+            form = await _Parser(request, limits.max_bytes).parse()
+            return await _from_form(form, request.query_params.multi_items(), files, (), (), image=None)
+
+
 async def _bounded(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
     too_many = TooManyBytes(f"at most {max_bytes} bytes are taken in")
     announced = request.headers.get("content-length", "")
@@ -117,15 +128,16 @@ async def _from_form(
     allowed: tuple[str, ...],
     later: tuple[str, ...],
     repeatable: tuple[str, ...],
+    image: str | None = IMAGE_FIELD,
 ) -> Upload:
     images, fields, offences, files = [], list(query), [], {}
     several: dict[str, list[bytes]] = {}
     for name, value in form.multi_items():
         if name in later:
             fields.append((name, ""))
-        elif name == IMAGE_FIELD and not isinstance(value, str):
+        elif name == image and not isinstance(value, str):
             images.append(value)
-        elif name == IMAGE_FIELD:
+        elif name == image:
             offences.append(Offence(name, "must be sent as a file"))
         elif name in repeatable and not isinstance(value, str):
             several.setdefault(name, []).append(await value.read())
@@ -136,14 +148,14 @@ async def _from_form(
                 files[name] = await value.read()
         elif not isinstance(value, str):
             offences.append(
-                Offence(name[:64], f"is a file; only {', '.join((IMAGE_FIELD, *repeatable, *allowed))} may be")
+                Offence(name[:64], f"is a file; only {', '.join(filter(None, (image, *repeatable, *allowed)))} may be")
             )
         elif name == "deadline_ms":
             offences.append(Offence(name, "belongs into the query, or into the header X-Deadline-Ms"))
         else:
             fields.append((name, value))
-    if len(images) != 1 and not any(offence.field == IMAGE_FIELD for offence in offences):
-        offences.append(Offence(IMAGE_FIELD, "required: the photo, as a file" if not images else "more than one"))
+    if image and len(images) != 1 and not any(offence.field == image for offence in offences):
+        offences.append(Offence(image, "required: the photo, as a file" if not images else "more than one"))
     content = await images[0].read() if images else b""
     await form.close()
     return Upload(content, fields, offences, files, several)

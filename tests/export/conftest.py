@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from export.data import Painting
-from export.networks.transformer import TransformerConfig
 from export.train import StyledNetwork, TrainConfig, Trainer
+from service.gatys.transformer import TransformerConfig
 
 ROOT = Path(__file__).parents[2]
 PHOTOS = ROOT / "tests" / "photos"

@@ -11,7 +11,14 @@ import torch.nn.functional as F
 
 from export.add_style import CONFIG, add_style
 from export.data import Painting
-from export.networks.transformer import (
+from export.publish import publish
+from export.start import starting_network
+from export.to_onnx import PixelGraph, export_graph, load_graph
+from export.train import Run, TrainConfig
+from export.verify import GraphDiffers, verify
+from service.errors import ModelRefused
+from service.gatys.pictures import to_pixels, to_tensor
+from service.gatys.transformer import (
     EPSILON,
     SubpixelConv,
     Transformer,
@@ -22,13 +29,6 @@ from export.networks.transformer import (
     spike_penalty,
     upconv_weight,
 )
-from export.publish import publish
-from export.start import starting_network
-from export.to_onnx import PixelGraph, export_graph, load_graph
-from export.train import Run, TrainConfig
-from export.verify import GraphDiffers, verify
-from service.errors import ModelRefused
-from service.gatys.pictures import to_pixels, to_tensor
 from service.models.session import Session
 from service.models.store import Card, ModelStore, StoredModel, file_sha256
 from tests.export.conftest import PHOTOS, TINY, TINY_STUDENT, VGG_WEIGHTS, MakeTrainer

@@ -197,7 +197,7 @@ def test_colours_are_the_photos_where_asked(vgg: VGG) -> None:
 
 def test_the_real_network_paints() -> None:
     chosen = parameters("fast", iterations=25)
-    real = load_vgg(ROOT / "model_store" / "vgg16" / "1" / "vgg16.safetensors", chosen)
+    real = load_vgg(ROOT / "model_store" / "vgg16" / "1" / "vgg16.safetensors", "vgg16")
     seen: list[Progress] = []
     paint(real, PHOTO, [(PAINTING, 1.0)], chosen, observe=seen.append)
     assert seen[-1].losses.total < 0.9 * seen[0].losses.total

@@ -27,6 +27,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service.batching": {"service.metrics", "service.errors"},
     "service.engine": {"service.batching", "service.models", "service.metrics", "service.errors"},
     "service.encodings": {"service.models", "service.metrics", "service.errors"},
+    "service.refinements": {
+        "service.engine", "service.encodings", "service.jobs", "service.fields", "service.models", "service.images",
+        "service.errors",
+    },
     "service.fields": {"service.errors"},
     "service.colour": set(),
     "service.masks": set(),
@@ -59,7 +63,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "service.routes": {
         "service.animations",
-        "service.encodings",
+        "service.encodings", "service.refinements",
         "service.routes", "service.engine", "service.schemas", "service.orders", "service.jobs", "service.batching",
         "service.fields", "service.models", "service.painting", "service.masks", "service.images", "service.metrics",
         "service.errors",

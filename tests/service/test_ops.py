@@ -57,7 +57,7 @@ def test_styles_are_listed_once_with_the_models_that_have_them(tmp_path: Path, s
     assert styles[2] == client.get("/styles/red").json()
     assert styles[2]["models"] == ["one", "two"]
     assert styles[2].keys() == {
-        "name", "title", "artist", "year", "credit", "painting_sha256", "models", "links"
+        "name", "title", "artist", "year", "credit", "painting_sha256", "models", "own", "links"
     }  # fmt: skip
     assert client.get(styles[2]["links"]["preview"]).status_code == 200
 

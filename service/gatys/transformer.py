@@ -8,10 +8,12 @@ of 2 x 2 pixels as channels (space-to-depth, Shi 2016) and so never works on the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
+import onnx
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -229,3 +231,29 @@ def _exported_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     n, c, h, w = x.shape
     channels = x.reshape(1, n * c, h, w)
     return F.instance_norm(channels, weight=scale.reshape(-1), bias=shift.reshape(-1), eps=EPSILON).reshape(n, c, h, w)
+
+
+def load_transformer(graph: bytes, label: str) -> tuple[Transformer, Tensor | None]:
+    """A network that our pipeline exported, in torch again, and the one style (D,) that a classic one has built in.
+
+    Raises ValueError, naming it by its `label`, for a graph from elsewhere.
+    """
+    found = onnx.load_model_from_string(graph).graph.initializer
+    initializers = {tensor.name: torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy()) for tensor in found}
+    prefix = "transformer."
+    weights = {name.removeprefix(prefix): value for name, value in initializers.items() if name.startswith(prefix)}
+    kernels = {name: value for name, value in weights.items() if name.endswith(".weight")}
+    for name, kernel in kernels.items():
+        if name.startswith("up."):
+            weights[name] = upconv_weight(kernel)
+            bias = name.replace(".weight", ".bias")
+            weights[bias] = weights[bias][::4].clone()
+    try:
+        down = [kernel for name, kernel in sorted(kernels.items()) if name.startswith("down.")]
+        blocks = sum(name.startswith("residual.") for name in kernels) // 2
+        shuffle = math.isqrt(down[0].shape[1] // 3)
+        transformer = Transformer(TransformerConfig(tuple(map(len, down)), blocks, down[0].shape[-1], shuffle))
+        transformer.load_state_dict(weights)
+    except (IndexError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{label} was not exported by this pipeline: {error}") from error
+    return transformer, initializers.get("vector")

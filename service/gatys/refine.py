@@ -1,0 +1,161 @@
+"""Refinement: the vector of one painting's style, trained through a network that stays as it is (Dumoulin 2017)."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from service.gatys.losses import TRAINING_STYLE_LAYERS, grams_of, style_losses
+from service.gatys.optimize import Losses
+from service.gatys.perceptual import LossWeights, batch_losses
+from service.gatys.pictures import to_pixels, to_tensor
+from service.gatys.transformer import STRIDE, Transformer
+from service.gatys.vgg import VGG
+
+PHOTOS = Path(__file__).parent / "photos"  # what it is trained on: eight, with their credits
+PREVIEW_PHOTO = PHOTOS / "neuschwanstein.jpg"
+CROP_SIDE = 288  # px, the size that our networks are judged at
+BORDER = 16  # px, thrown away before the loss: VGG pads with zeros
+LEARNING_RATE, WARMUP = 1e-2, 10
+AVERAGE = 0.97
+ZOOM = (1.0, 1.4)
+
+Pixels = npt.NDArray[np.uint8]  # (H, W, 3) sRGB
+Vector = npt.NDArray[np.float32]  # (D,)
+
+
+@dataclass(frozen=True)
+class State:
+    """A refinement on its way, after so many steps: the vector, its moving average, Adam's two moments; all (D,)."""
+
+    step: int
+    vector: Vector
+    average: Vector
+    mean: Vector
+    square: Vector
+
+    @classmethod
+    def first(cls, vector: Vector) -> State:
+        return cls(0, vector, vector, np.zeros_like(vector), np.zeros_like(vector))
+
+    def packed(self) -> bytes:
+        file = io.BytesIO()
+        np.savez(file, **vars(self))
+        return file.getvalue()
+
+    @classmethod
+    def unpacked(cls, content: bytes) -> State:
+        with np.load(io.BytesIO(content), allow_pickle=False) as saved:
+            return cls(int(saved["step"]), *(saved[name] for name in ("vector", "average", "mean", "square")))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """After a step: its losses on one crop of a photo; and, on demand, where it is, and a photo in the style so far."""
+
+    iteration: int
+    iterations: int
+    losses: Losses
+    checkpoint: Callable[[], State]
+    pixels: Callable[[], Pixels]
+
+
+def refine(
+    vgg: VGG,
+    network: Transformer,
+    painting: Pixels,
+    start: State,
+    *,
+    steps: int,
+    photos: Sequence[Pixels] = (),
+    seed: int = 0,
+    observe: Callable[[Progress], None] = lambda progress: None,
+) -> Vector:
+    """The vector (D,) of `painting`'s (H, W, 3) style, after so many steps in all. `photos`, none smaller than
+    CROP_SIDE: ours where there are none.
+
+    `observe` is told of every step; what it raises ends the run.
+    """
+    device, network = vgg.mean.device, network.to(vgg.mean.device).requires_grad_(False)
+    photos = photos or [_read(path) for path in sorted(PHOTOS.glob("*.jpg"))]
+    targets = _grams(vgg, to_tensor(painting[None]).to(device))
+    parameter = torch.from_numpy(start.vector.copy()).to(device).requires_grad_(True)
+    average, mean, square = (
+        torch.from_numpy(values.copy()).to(device) for values in (start.average, start.mean, start.square)
+    )
+    optimizer = torch.optim.Adam([parameter], betas=(0.9, 0.99))
+    optimizer.state[parameter] = {"step": torch.tensor(float(start.step)), "exp_avg": mean, "exp_avg_sq": square}
+
+    def shown() -> Pixels:
+        photo = _read(PREVIEW_PHOTO)
+        height, width = (side - side % STRIDE for side in photo.shape[:2])
+        with torch.no_grad():
+            pixels: Pixels = to_pixels(network(to_tensor(photo[None, :height, :width]).to(device), average[None]))[0]
+        return pixels
+
+    def state(done: int) -> State:
+        values = (parameter, average, *(optimizer.state[parameter][name] for name in ("exp_avg", "exp_avg_sq")))
+        return State(done, *(value.detach().cpu().numpy().copy() for value in values))
+
+    for step in range(start.step, steps):
+        crop = _crop(photos, np.random.default_rng([seed, step])).to(device, memory_format=torch.channels_last)
+        optimizer.param_groups[0]["lr"] = _rate(step, steps)
+        total, parts = batch_losses(network, vgg, LossWeights(), crop, parameter[None], targets, BORDER)
+        optimizer.zero_grad()
+        total.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        average.lerp_(parameter.detach(), 1 - min(AVERAGE, (1 + step) / (10 + step)))
+        style, content, tv, *_ = parts.tolist()
+        losses = Losses(float(total.detach()), style, content, tv)
+        observe(Progress(step + 1, steps, losses, partial(state, step + 1), shown))
+    vector: Vector = average.cpu().numpy()
+    return vector
+
+
+@torch.no_grad()
+def nearest(vgg: VGG, network: Transformer, painting: Pixels, vectors: Sequence[Vector]) -> Vector:
+    """Of some vectors the one whose pictures come closest to the painting (H, W, 3): where to start from."""
+    photos = _crop([_read(path) for path in sorted(PHOTOS.glob("*.jpg"))], np.random.default_rng(0), count=4)
+    targets = _grams(vgg, to_tensor(painting[None]))
+    distances = []
+    for vector in vectors:
+        features = vgg(network(photos, torch.from_numpy(vector)[None].expand(len(photos), -1)), TRAINING_STYLE_LAYERS)
+        distances.append(float(style_losses(grams_of(features, TRAINING_STYLE_LAYERS), targets).mean()))
+    return vectors[int(np.argmin(distances))]
+
+
+def _rate(step: int, steps: int) -> float:
+    return LEARNING_RATE * min(1.0, (step + 1) / WARMUP) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+@torch.no_grad()
+def _grams(vgg: VGG, painting: Tensor) -> dict[str, Tensor]:
+    return grams_of(vgg(painting, TRAINING_STYLE_LAYERS), TRAINING_STYLE_LAYERS)
+
+
+def _crop(photos: Sequence[Pixels], rng: np.random.Generator, count: int = 1) -> Tensor:
+    """Square crops of photos, mirrored half of the time: (count, 3, CROP_SIDE, CROP_SIDE), 0-1."""
+    crops = []
+    for photo in (photos[index] for index in rng.integers(len(photos), size=count)):
+        height, width = photo.shape[:2]
+        edge = min(height, width, CROP_SIDE * rng.uniform(*ZOOM))
+        left, top = rng.uniform(0, width - edge), rng.uniform(0, height - edge)
+        box = (left, top, left + edge, top + edge)
+        crop = np.asarray(Image.fromarray(photo).resize((CROP_SIDE, CROP_SIDE), Image.Resampling.LANCZOS, box=box))
+        crops.append(crop[:, ::-1] if rng.random() < 0.5 else crop)
+    return to_tensor(np.stack(crops))
+
+
+def _read(path: Path) -> Pixels:
+    with Image.open(path) as file:
+        return np.asarray(file.convert("RGB"))
