@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-from service import __version__, cli_gatys
+from service import __version__, cli_gatys, cli_styles
 from service.client import Client, ClientError, OnProgress, Order, Refused, Stylized, Unreachable
 from service.colour import PreserveColor
 from service.errors import ConfigurationError, ModelRefused
@@ -33,16 +33,17 @@ from service.terminal import (
     write,
 )
 
+COMMANDS = {"gatys": cli_gatys.run, "style": cli_styles.run}
 Fill = Callable[[Order, OnProgress], Stylized]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """0: every picture was made. 1: some were not. 2: a wrong command line. 3: no server, or no models."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    gatys = arguments[:1] == ["gatys"]
+    command = arguments[0] if arguments and arguments[0] in COMMANDS else ""
     try:
-        if gatys:
-            return cli_gatys.run(arguments[1:])
+        if command:
+            return COMMANDS[command](arguments[1:])
         options = _parser().parse_args(arguments)
         with ExitStack() as stack:
             service = stack.enter_context(Client(options.server)) if options.server else Local(options.store)
@@ -50,20 +51,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return _list(service)
             return _paint(service.fill, _plan(options), options)
     except WrongUse as error:
-        return stop(WRONG_USE, f"{error}; see stylize {'gatys ' * gatys}--help")
+        return stop(WRONG_USE, f"{error}; see {' '.join(filter(None, ('stylize', command)))} --help")
     except (Unreachable, ModelRefused, ConfigurationError) as error:
         return stop(NO_SERVICE, str(error))
     except ClientError as error:
         return stop(SOME_FAILED, str(error))
     except KeyboardInterrupt:
-        return stop(STOPPED, f"stopped{', and the job cancelled' * gatys}; what was finished is kept")
+        return stop(STOPPED, f"stopped{', and the job cancelled' * bool(command)}; what was finished is kept")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="stylize",
         description="Paint photos in the style of a painting: with the models here, or on a server.",
-        epilog="stylize gatys --help: any painting, by optimising the picture itself. "
+        epilog="stylize gatys --help: any painting, by optimising the picture itself. stylize style --help: styles of "
+        "one's own, on a server. "
         "exit status: 0 every picture was made, 1 some were not, 2 a wrong command line, 3 no server or models",
     )
     add: Any = parser.add_argument

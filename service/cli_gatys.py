@@ -101,7 +101,7 @@ def _followed(client: Client, order: GatysOrder, name: str, quiet: bool) -> Opti
     if not quiet:
         bar(0, f"{name}: number {job.position} in the queue" if job.position else name)
     try:
-        return client.wait(job, partial(_told, name) if not quiet else lambda event: None)
+        return client.wait(job, partial(told, name) if not quiet else lambda event: None)
     except KeyboardInterrupt:
         client.cancel(job.id)
         raise
@@ -109,7 +109,8 @@ def _followed(client: Client, order: GatysOrder, name: str, quiet: bool) -> Opti
         raise Unreachable(f"{error}. Job {job.id} goes on, or will, where it is") from error
 
 
-def _told(name: str, event: Event) -> None:
+def told(name: str, event: Event) -> None:
+    """Shows how a job goes."""
     if event.type == "progress":
         at = event.data
         loss = f", loss {at['loss']['total']:.3g}" if at["loss"] else ""

@@ -15,6 +15,7 @@ ClientError
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import time
@@ -37,6 +38,7 @@ SILENCE_S = 60.0  # longest time without an event: the service tells every 15 s 
 AGAIN_S = 1.0  # before a lost connection is tried again
 PATIENCE_S = 60.0  # longest time that a job's service may be away, to be started again for instance
 ACCEPTED = 202
+INSTALL_TRIES = 10  # a second each: once its job has succeeded, a style is there at once, or never
 
 OnProgress = Callable[[float], None]  # 0 to 1
 OnEvent = Callable[[Event], None]
@@ -127,6 +129,24 @@ class GatysOrder:
     seed: int | None = None
     webhook_url: str | None = None
     mask: bytes | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class StyleOrder:
+    """A style to be made of a painting, as ``POST /styles`` takes it: the file's bytes, a name of a-z, 0-9 and _, and
+    what is told of it. Raises nothing."""
+
+    painting: bytes = field(repr=False)
+    name: str
+    title: str | None = None
+    artist: str | None = None
+    year: str | None = None
+    credit: str | None = None
+    steps: int | None = None
+    model: str | None = None
+
+
+AnyOrder = Order | GatysOrder | StyleOrder
 
 
 @dataclass(frozen=True)
@@ -239,6 +259,40 @@ class Client:
         """Stop a job; one that is finished stays what it is."""
         self._request("DELETE", f"/jobs/{id}")
 
+    def make_style(self, order: StyleOrder, on_event: OnEvent = lambda event: None) -> Style:
+        """A style of a painting, in the running service: submitted, waited for. Needs leave to write (``headers``).
+        Raises Refused too where the job failed, or was cancelled."""
+        return self.style_of(self.submit_style(order), on_event)
+
+    def style_of(self, job: JobView, on_event: OnEvent = lambda event: None) -> Style:
+        """The style that a submitted job makes."""
+        name = self._finished(job, on_event).parameters["name"]
+        for _ in range(INSTALL_TRIES):
+            with contextlib.suppress(Refused):  # the service has yet to take it in
+                return self.style(name)
+            time.sleep(AGAIN_S)
+        return self.style(name)
+
+    def submit_style(self, order: StyleOrder) -> JobView:
+        """The job of ``make_style``; its result is the pack."""
+        return JobView.model_validate_json(self._request("POST", "/styles", **_multipart(order)).content)
+
+    def install(self, pack: bytes) -> Style:
+        """The style of a pack, served from now on."""
+        files = {"pack": ("pack.zip", pack)}
+        return Style.model_validate_json(self._request("POST", "/styles", files=files).content)
+
+    def style(self, name: str) -> Style:
+        return Style.model_validate_json(self._request("GET", f"/styles/{name}").content)
+
+    def pack(self, name: str) -> bytes:
+        """A style to take away: a zip."""
+        return self._request("GET", f"/styles/{name}/pack").content
+
+    def remove_style(self, name: str) -> None:
+        """Only one's own."""
+        self._request("DELETE", f"/styles/{name}")
+
     def _finished(self, job: JobView, on_event: OnEvent) -> JobView:
         for event in self.events(job.id):
             on_event(event)
@@ -343,6 +397,40 @@ class AsyncClient:
         """Stop a job; one that is finished stays what it is."""
         await self._request("DELETE", f"/jobs/{id}")
 
+    async def make_style(self, order: StyleOrder, on_event: OnEvent = lambda event: None) -> Style:
+        """A style of a painting, in the running service: submitted, waited for. Needs leave to write (``headers``).
+        Raises Refused too where the job failed, or was cancelled."""
+        return await self.style_of(await self.submit_style(order), on_event)
+
+    async def style_of(self, job: JobView, on_event: OnEvent = lambda event: None) -> Style:
+        """The style that a submitted job makes."""
+        name = (await self._finished(job, on_event)).parameters["name"]
+        for _ in range(INSTALL_TRIES):
+            with contextlib.suppress(Refused):  # the service has yet to take it in
+                return await self.style(name)
+            await asyncio.sleep(AGAIN_S)
+        return await self.style(name)
+
+    async def submit_style(self, order: StyleOrder) -> JobView:
+        """The job of ``make_style``; its result is the pack."""
+        return JobView.model_validate_json((await self._request("POST", "/styles", **_multipart(order))).content)
+
+    async def install(self, pack: bytes) -> Style:
+        """The style of a pack, served from now on."""
+        files = {"pack": ("pack.zip", pack)}
+        return Style.model_validate_json((await self._request("POST", "/styles", files=files)).content)
+
+    async def style(self, name: str) -> Style:
+        return Style.model_validate_json((await self._request("GET", f"/styles/{name}")).content)
+
+    async def pack(self, name: str) -> bytes:
+        """A style to take away: a zip."""
+        return (await self._request("GET", f"/styles/{name}/pack")).content
+
+    async def remove_style(self, name: str) -> None:
+        """Only one's own."""
+        await self._request("DELETE", f"/styles/{name}")
+
     async def _finished(self, job: JobView, on_event: OnEvent) -> JobView:
         async for event in self.events(job.id):
             on_event(event)
@@ -401,21 +489,21 @@ class _Ear:
             raise error
 
 
-def _given(order: Order | GatysOrder) -> Iterator[tuple[str, Any]]:
+def _given(order: AnyOrder) -> Iterator[tuple[str, Any]]:
     named = ((each.name, getattr(order, each.name)) for each in dataclasses.fields(order))
     return ((name, value) for name, value in named if value is not None)
 
 
-def _fields(order: Order | GatysOrder) -> dict[str, str]:
+def _fields(order: AnyOrder) -> dict[str, str]:
     return {name: str(value) for name, value in _given(order) if not isinstance(value, bytes | tuple)}
 
 
-def _files(order: Order | GatysOrder) -> list[tuple[str, bytes]]:
+def _files(order: AnyOrder) -> list[tuple[str, bytes]]:
     found = ((name, value if isinstance(value, tuple) else (value,)) for name, value in _given(order))
     return [(name, content) for name, contents in found for content in contents if isinstance(content, bytes)]
 
 
-def _multipart(order: Order | GatysOrder) -> dict[str, Any]:
+def _multipart(order: AnyOrder) -> dict[str, Any]:
     return {"data": _fields(order), "files": [(name, (name, content)) for name, content in _files(order)]}
 
 

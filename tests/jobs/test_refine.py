@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,10 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from service.cli import main
+from service.client import AsyncClient, Client, StyleOrder
 from service.gatys.refine import Progress, State, nearest, refine
 from service.gatys.run import load_vgg
 from service.gatys.transformer import Transformer, load_transformer
 from service.gatys.vgg import VGG
+from service.jobs.job import Event
 from service.models.packs import Pack
 from service.models.store import ModelStore, StoredModel
 from tests.jobs.conftest import PHOTO, ROOT, Service, wait_for
@@ -196,3 +200,38 @@ def _wait_for_style(service: Service, name: str) -> dict[str, Any]:
     wait_for(lambda: service.http.get(f"/styles/{name}").status_code == 200)
     found: dict[str, Any] = service.http.get(f"/styles/{name}").json()
     return found
+
+
+def test_the_client_and_the_command_make_take_away_and_bring_in_a_style(
+    service: Service, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = str(service.http.base_url)
+    told: list[Event] = []
+    order = StyleOrder((PHOTOS / "coffee.jpg").read_bytes(), "cup", title="A cup", steps=2, model="fast")
+    with Client(url) as client:
+        assert client.make_style(order, told.append).title == "A cup"
+        assert {"progress", "succeeded"} <= {event.type for event in told}
+    at = ["--server", url]
+    pack = tmp_path / "cup.zip"
+    assert main(["style", "pack", "cup", "-o", str(pack), *at]) == 0
+    assert main(["style", "install", str(pack), *at]) == 1
+    assert main(["style", "remove", "cup", *at]) == 0
+    assert main(["style", "install", str(pack), *at]) == 0
+    painting = ["style", "add", str(PHOTOS / "flower.jpg"), "--steps", "2", "--model", "fast"]
+    assert main([*painting, "--name", "petals", *at]) == 0
+    assert main([*painting, "--name", "petals", *at]) == 1
+    assert main(["style", "remove", "kiss", *at]) == 1
+    assert main(["style", "install", str(tmp_path / "nothing.zip"), *at]) == 2
+    said = capsys.readouterr().err
+    assert "petals is there, in fast" in said
+    assert "belongs to the model store" in said
+
+    async def by_asyncio() -> str:
+        async with AsyncClient(url) as client:
+            taken = await client.pack("petals")
+            await client.remove_style("petals")
+            style = await client.install(taken)
+            await client.make_style(replace(order, name="bowl"))
+            return style.name
+
+    assert asyncio.run(by_asyncio()) == "petals"

@@ -51,9 +51,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "service.terminal": {"service.images"},
     "service.cli": {
-        "service.cli_gatys", "service.client", "service.local", "service.terminal", "service.images", "service.colour",
+        "service.cli_gatys", "service.cli_styles",
+        "service.client", "service.local", "service.terminal", "service.images", "service.colour",
         "service.errors",
     },
+    "service.cli_styles": {"service.cli_gatys", "service.client", "service.terminal"},
     "service.cli_gatys": {
         "service.client", "service.terminal", "service.jobs.job", "service.jobs.parameters", "service.images",
         "service.colour",
