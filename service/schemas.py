@@ -172,6 +172,7 @@ class Style(BaseModel):
 
 class Styles(BaseModel):
     styles: list[Style]
+    style_image: list[str] = Field([], description="the models that take a painting along with the photo")
 
 
 class Problem(BaseModel):

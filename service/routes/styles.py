@@ -38,7 +38,8 @@ def styles_router(engine: Engine, refinements: Refinements, writers: Writers, li
     @router.get("/styles", summary="Every style", response_model=Styles)
     def list_styles() -> Styles:
         catalog = engine.catalog
-        return Styles(styles=[_style(entry, catalog) for entry in catalog.styles()])
+        takers = [model.name for model in catalog.conditional if model.name in catalog.encoders]
+        return Styles(styles=[_style(entry, catalog) for entry in catalog.styles()], style_image=takers)
 
     @router.post("/styles", summary="A style of one's own", response_model=Style | JobView, **STYLES)
     async def add_style(request: Request) -> Response:

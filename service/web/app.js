@@ -6,6 +6,7 @@ import { saveFile, show } from "/web/files.js";
 import { Live } from "/web/live.js";
 import { Looks } from "/web/looks.js";
 import { Mixer } from "/web/mixer.js";
+import { Own, PAINTING } from "/web/own.js";
 import { Photo, PREVIEW_SIDE, watchForPhotos } from "/web/photo.js";
 import { loadStyles, stylise } from "/web/service.js";
 import { preferred, speak, t } from "/web/strings.js";
@@ -15,18 +16,44 @@ const $ = (id) => document.getElementById(id);
 const MASK_SIDE = 512; // pixels
 const FALLBACK_SIDE = 2048; // where the service does not make a picture as large as the photo
 const TOO_LARGE = ["too_many_pixels", "too_many_bytes", "gatys_unavailable"]; // the last: no workers for large pictures
+const INSTALL_TRIES = 10;
+const INSTALL_MS = 1000;
 let photo = null;
 let retrying = null;
 let known = ""; // the styles as they were listed last
+let shelf = { styles: [], style_image: [] }; // the same, as the service told it
 
 const live = new Live(paint, failed);
 const brush = new Brush(wish);
 const looks = new Looks(wish);
 const mixer = new Mixer(chosen);
-const workshop = new Workshop(() => photo, () => brush.blob(), () => looks.color);
+const workshop = new Workshop(() => photo, () => brush.blob(), () => looks.color, styleMade);
+const own = new Own(paintingChosen, (job) => workshop.jobs.add(job), () => refresh());
 
 async function order(image, side) {
-  return { image, mask: await brush.blob(), fields: { style: mixer.mix, ...looks.fields(side) } };
+  const fields = { style: mixer.mix, ...looks.fields(side) };
+  return { image, mask: await brush.blob(), style_image: await own.file(fields), fields };
+}
+
+/** A painting was brought in: it is a style like the others, and what one wants to see now. */
+function paintingChosen() {
+  offer(shelf);
+  if (mixer.weights.size === 1) mixer.choose(PAINTING, [...mixer.weights.keys()][0]);
+  else mixer.choose(PAINTING, PAINTING);
+  chosen();
+}
+
+/** A job has made a style: it is in the gallery soon, and takes the place of its painting. */
+async function styleMade(name) {
+  for (let tries = 0; tries < INSTALL_TRIES && !mixer.styles.has(name); tries++) {
+    await refresh().catch(() => {});
+    if (!mixer.styles.has(name)) await new Promise((resolve) => setTimeout(resolve, INSTALL_MS));
+  }
+  if (!mixer.styles.has(name) || !mixer.weights.has(PAINTING)) return;
+  mixer.choose(name, PAINTING);
+  own.forget();
+  offer(shelf);
+  chosen();
 }
 
 function wish() {
@@ -154,14 +181,17 @@ async function refresh() {
 }
 
 /** These are the styles now; gives the titles of those that were chosen and are gone. */
-function offer(styles) {
+function offer(told) {
+  shelf = told;
+  own.offer(told.styles, told.style_image);
+  const styles = [...own.asStyles, ...told.styles];
   const listed = JSON.stringify(styles);
   if (listed === known) return [];
   known = listed;
   const gone = mixer.offer(styles);
   looks.offer(styles);
   looks.fit(mixer.chosen);
-  workshop.offer(styles);
+  workshop.offer(told.styles);
   return gone;
 }
 
@@ -179,6 +209,7 @@ async function start() {
 
 function speakIn(language) {
   speak(language);
+  offer(shelf);
   mixer.draw();
   looks.draw();
   looks.fit(mixer.chosen);

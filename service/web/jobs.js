@@ -11,14 +11,16 @@ const STORE = "jobs";
 const $ = (id) => document.getElementById(id);
 
 export class Jobs {
-  constructor() {
+  /** `made(name)` is called when a job has made a style. */
+  constructor(made) {
+    this.made = made;
     this.cards = [];
     for (const kept of remembered().reverse()) this.add(kept);
   }
 
   /** `kept`: id, title, and `photo`, a small picture as a data: URL. */
   add(kept) {
-    const card = new Card(kept, (gone) => this.remove(gone));
+    const card = new Card(kept, (gone) => this.remove(gone), this.made);
     this.cards.unshift(card);
     $("jobs").prepend(card.element);
     for (const old of this.cards.slice(KEPT)) this.remove(old);
@@ -59,8 +61,8 @@ function remembered() {
 }
 
 class Card {
-  constructor(kept, remove) {
-    this.kept = kept;
+  constructor(kept, remove, made) {
+    Object.assign(this, { kept, made });
     this.element = $("job").content.firstElementChild.cloneNode(true);
     this.part = (name) => this.element.querySelector(`.${name}`);
     this.curve = new Curve(this.part("curve"));
@@ -88,12 +90,22 @@ class Card {
     };
     try {
       const job = await follow(this.kept.id, hear, this.leaving.signal);
-      if (job.status === "succeeded") show(this.part("result"), await resultOf(job.id));
+      if (job.status === "succeeded") await this.present(job);
     } catch (error) {
       if (this.leaving.signal.aborted) return;
       this.trouble = error;
     }
     this.draw();
+  }
+
+  /** A finished picture; or a style, which is in the gallery then. */
+  async present(job) {
+    if (job.parameters.method !== "refine") {
+      show(this.part("result"), await resultOf(job.id));
+      return;
+    }
+    this.part("result").src = job.links.preview;
+    this.made(job.parameters.name);
   }
 
   progress({ iteration, loss, eta_s: etaS }) {
@@ -113,7 +125,8 @@ class Card {
     this.part("progress").hidden = finished;
     this.part("progress").value = job ? job.iteration / job.iterations : 0;
     this.part("handle").hidden = !this.kept.photo || !job?.iteration;
-    this.part("result").alt = done ? t("paintedAs", { title: this.kept.title }) : t("onTheWay");
+    const finest = job?.parameters.method === "refine" ? t("styleAtWork") : t("paintedAs", { title: this.kept.title });
+    this.part("result").alt = done ? finest : t("onTheWay");
     this.part("before").alt = t("before");
     this.part("stop").hidden = finished;
     this.part("save").hidden = !done;

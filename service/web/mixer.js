@@ -1,9 +1,12 @@
 // The gallery of styles, and a slider for each one that was chosen.
 
+import { PAINTING } from "/web/own.js";
 import { t } from "/web/strings.js";
 
 const $ = (id) => document.getElementById(id);
 const FAVOURITE = "starry_night";
+const UNKNOWN = "unknown"; // what the service says of a style of which it was told nothing
+const rank = (style) => [PAINTING, FAVOURITE].indexOf(style.name) >>> 0; // what is not there comes last
 
 export class Mixer {
   /** `changed()` is called whenever the mix is another. */
@@ -17,7 +20,7 @@ export class Mixer {
   offer(styles) {
     const gone = this.chosen.filter((old) => !styles.some((style) => style.name === old.name));
     const first = this.styles.size === 0;
-    styles = styles.toSorted((a, b) => (b.name === FAVOURITE) - (a.name === FAVOURITE));
+    styles = styles.toSorted((a, b) => rank(a) - rank(b));
     this.styles = new Map(styles.map((style) => [style.name, style]));
     for (const { name } of gone) this.weights.delete(name);
     if (first && styles.length) this.weights.set(styles[0].name, 50);
@@ -48,6 +51,15 @@ export class Mixer {
       const title = this.styles.get(name)?.title ?? name;
       return weight ? `${title} ${Math.round(weight * 100)} %` : title;
     }).join(" + ");
+  }
+
+  /** Have `name` chosen, in the place of `other` where that was. */
+  choose(name, other) {
+    const weight = this.weights.get(other) ?? 50;
+    this.weights.delete(other);
+    this.weights.set(name, weight);
+    for (const box of $("gallery").querySelectorAll("input")) box.checked = this.weights.has(box.value);
+    this.draw();
   }
 
   toggle(name, chosen) {
@@ -91,7 +103,8 @@ export class Mixer {
     const box = make("input", { type: "checkbox", className: "unseen", value: style.name, checked: this.weights.has(style.name) });
     box.addEventListener("change", () => this.toggle(style.name, box.checked));
     const text = make("span", { textContent: style.title });
-    text.append(make("small", { textContent: `${style.artist}, ${style.year}` }));
+    const by = [style.artist, style.year].filter((told) => told && told !== UNKNOWN);
+    text.append(make("small", { textContent: by.join(", ") }));
     card.append(box, make("img", { src: style.links.preview, alt: "", loading: "lazy" }), text);
     return card;
   }

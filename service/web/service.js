@@ -21,11 +21,12 @@ export class Problem extends Error {
   }
 }
 
+/** {styles, style_image}: the latter are the models that take a painting along with a photo. */
 export async function loadStyles() {
-  return (await (await ask("/styles")).json()).styles;
+  return (await ask("/styles")).json();
 }
 
-/** `order`: image (Blob), fields (an object), mask (Blob or null). Gives {blob, style}. What is so large that it is a job
+/** `order`: image (Blob), fields (an object), mask and style_image (Blob or null). Gives {blob, style}. What is so large that it is a job
  *  is waited for; `progress(share)` hears of it. */
 export async function stylise(order, signal, progress = () => {}) {
   const response = await ask("/stylize", { method: "POST", body: form(order), signal });
@@ -46,6 +47,12 @@ export async function optimise(order) {
   return response.json();
 }
 
+/** Have a style made of a painting: `order` has it (Blob) and fields. Gives the job. */
+export async function teach(order) {
+  return (await ask("/styles", { method: "POST", body: form(order) })).json();
+}
+
+export const deleteStyle = (name) => ask(`/styles/${name}`, { method: "DELETE" });
 export const cancel = (id) => ask(`/jobs/${id}`, { method: "DELETE" });
 export const resultOf = async (id) => (await ask(`/jobs/${id}/result`)).blob();
 export const isFinished = (job) => FINISHED.includes(job.status);

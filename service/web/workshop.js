@@ -11,12 +11,13 @@ const OWN = ""; // the choice of an uploaded painting
 const $ = (id) => document.getElementById(id);
 
 export class Workshop {
-  /** `photo()` is the Photo on the easel or null, `mask()` the brush's Blob or null, `color()` what keeps colours. */
-  constructor(photo, mask, color) {
+  /** `photo()` is the Photo on the easel or null, `mask()` the brush's Blob or null, `color()` what keeps colours;
+   *  `made(name)` is called when a job has made a style. */
+  constructor(photo, mask, color, made) {
     Object.assign(this, { photo, mask, color });
     this.painting = null;
     this.url = ""; // of the painting as it is shown
-    this.jobs = new Jobs();
+    this.jobs = new Jobs(made);
     $("painting-file").addEventListener("change", () => {
       const [file] = $("painting-file").files;
       $("painting-file").value = "";

@@ -25,6 +25,7 @@ from tests.service.toy import VECTORS, toy_stylized, write_conditional, write_st
 __all__ = ["browser"]
 pytestmark = NEEDS_CHROMIUM
 PHOTO = gradient(600, 400)
+PHOTOS = Path(__file__).parent.parent / "photos"
 Theme = Literal["light", "dark"]
 HAND_OVER = """([way, place, bytes]) => {
     const transfer = new DataTransfer();
@@ -280,6 +281,59 @@ def test_the_palette_can_be_another_styles(page: Page, photo: Path, tmp_path: Pa
     assert answer.value.headers["x-style"] == "green"
 
 
+def test_a_painting_of_ones_own_is_a_style_like_the_others(page: Page, photo: Path, tmp_path: Path) -> None:
+    painting = tmp_path / "blue night.png"
+    painting.write_bytes(encoded(np.full((60, 50, 3), (10, 20, 30), np.uint8)))
+    page.set_input_files("#file", photo)
+    only(page, "red")
+    said(page, re.compile("^Red · "))
+    page.set_input_files("#own-file", painting)
+    said(page, re.compile("^Your painting · "))
+    assert np.abs(saved(page, tmp_path) - toy_stylized(PHOTO, [10, 20, 30, 0]).astype(int)).max() <= 2
+    page.locator(".card [value=red]").check(force=True)
+    said(page, "Your painting 50 % + Red 50 %")
+    assert np.abs(saved(page, tmp_path) - toy_stylized(PHOTO, [45, 10, 15, 0]).astype(int)).max() <= 2
+    only(page, "red")
+    page.get_by_label("In the colours of").select_option("Your painting")
+    said(page, "Red, in the colours of Your painting")
+    page.set_input_files("#own-file", {"name": "a.txt", "mimeType": "text/plain", "buffer": b"x"})
+    expect(page.locator("#own-status")).to_contain_text("not a JPEG")
+
+
+def test_the_network_is_taught_a_painting_which_stays_until_it_is_deleted(
+    browser: Browser, photo: Path, tmp_path: Path
+) -> None:
+    variables = {"STYLIZE_DATA_DIR": str(tmp_path / "data")}
+    with live(**variables) as service, opened(browser, service.url) as page:
+        page.set_input_files("#file", photo)
+        page.set_input_files("#own-file", PHOTOS / "coffee.jpg")
+        said(page, re.compile("^Your painting · "))
+        page.evaluate(
+            """() => {
+                const append = FormData.prototype.append;
+                FormData.prototype.append = function (name, ...value) {
+                    if (name === "title") append.call(this, "steps", "3");
+                    append.call(this, name, ...value);
+                };
+            }"""
+        )  # enough for a test
+        page.get_by_label("Keep it, as").fill("")
+        page.get_by_role("button", name="Teach the network").click()
+        expect(page.locator("#own-status")).to_contain_text("Give it a name")
+        page.get_by_label("Keep it, as").fill("Morning Coffee")
+        page.get_by_role("button", name="Teach the network").click()
+        expect(page.locator("#own-status")).to_contain_text("bottom of the page", timeout=PATIENCE_MS)
+        expect(page.locator(".job .title")).to_have_text("Morning Coffee: a style of your own")
+        expect(page.locator(".job .state")).to_have_text("Finished.", timeout=PATIENCE_MS)
+        said(page, re.compile("^Morning Coffee · "))  # in the place of its painting
+        assert httpx.get(f"{service.url}/styles/morning_coffee").json()["own"]
+        assert complaints(page) == []
+        page.on("dialog", lambda dialog: dialog.accept())
+        page.get_by_role("button", name="Delete Morning Coffee").click()
+        expect(page.locator(".card [value=morning_coffee]")).to_have_count(0, timeout=PATIENCE_MS)
+        assert httpx.get(f"{service.url}/styles/morning_coffee").status_code == 404
+
+
 def test_strokes_take_the_same_part_of_every_size(page: Page, tmp_path: Path) -> None:
     (tmp_path / "photo.png").write_bytes(encoded(gradient(1536, 1024)))
     page.set_input_files("#file", tmp_path / "photo.png")
@@ -371,6 +425,7 @@ def test_a_style_that_is_gone_is_said_and_the_gallery_is_drawn_anew(
         live(STYLIZE_MODEL_STORE=str(store), STYLIZE_DATA_DIR=str(tmp_path / "data")) as service,
         opened(browser, service.url) as page,
     ):
+        expect(page.locator("#own")).to_be_hidden()  # there is no encoder
         page.set_input_files("#file", photo)
         only(page, "red")
         page.locator(".card [value=green]").check(force=True)
