@@ -12,6 +12,7 @@ from pathlib import Path
 
 from bench.arbitrary import compare_encoders
 from bench.capacity import Load, capacity
+from bench.excess import compare_excesses
 from bench.networks import compare_networks
 from bench.overload import overload
 from bench.page import measure_page, take_pictures
@@ -36,6 +37,7 @@ PARTS = (
     "page",
     "pictures",
     "arbitrary",
+    "excess",
 )
 
 
@@ -53,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--megapixels", type=float, default=0.8, help="of a picture of the load to plan for")
     parser.add_argument("--jobs-per-min", type=float, default=1.0, help="of the load to plan for")
     parser.add_argument("--cost", type=float, default=0.1, help="of a machine like this one, an hour, in any currency")
-    parser.add_argument("--corpus", type=Path, help="arbitrary: folder of the paintings that were held out")
+    parser.add_argument("--corpus", type=Path, help="arbitrary, excess: folder of the paintings that were held out")
+    parser.add_argument("--steps", type=int, default=200, help="excess: of refinement")
     parser.add_argument("--no-peers", action="store_true", help="measure our own service alone: installs nothing")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     options = parser.parse_args(arguments)
@@ -82,6 +85,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not options.corpus:
             parser.error("arbitrary needs --corpus")
         found.append(compare_encoders(options.corpus, options.rounds))
+    if options.part == "excess":
+        if not options.corpus:
+            parser.error("excess needs --corpus")
+        found.append(compare_excesses(options.corpus, DOCS / "arbitrary.jpg", options.steps))
     if options.part == "settings":
         found.append(settings(options.rounds, options.cell))
     text = "\n\n".join(found) + "\n"

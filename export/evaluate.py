@@ -111,23 +111,32 @@ class Evaluator:
         return scores, rows
 
     def optimum(self, painting: Painting, photo_path: Path) -> Optimum:
-        """L* of a pair: optimised in bf16, judged in fp32."""
-        settings = f"{self.painting_side} {PHOTO_SIDE} {EVALUATIONS} style + 0.1 content + 0.03 tv"
-        key = hashlib.sha256(f"{file_sha256(painting.path)} {file_sha256(photo_path)} {settings}".encode()).hexdigest()[
-            :16
-        ]
-        if key not in self.optima:
-            photo = load_picture(photo_path, short_side=PHOTO_SIDE)
-            picture = optimize(self._objective(self.fast_vgg, painting, photo), photo, evaluations=EVALUATIONS)
-            losses = self._objective(self.vgg, painting, photo).losses(picture)
-            record = {"painting": painting.name, "photo": photo_path.stem, "settings": settings}
-            self.optima[key] = record | {
-                "losses": dataclasses.asdict(losses),
-                "held_out": self.held_out(painting)(picture),
-            }
-            self._keep()
+        """L* of a pair."""
+        if (key := self._key(painting, photo_path)) not in self.optima:
+            self.optimised(painting, photo_path)
         entry = self.optima[key]
         return Optimum(Losses(**entry["losses"]), entry["held_out"])
+
+    def optimised(self, painting: Painting, photo_path: Path) -> Tensor:
+        """The picture (1, 3, H, W) of L*: optimised in bf16, judged in fp32, and its losses kept."""
+        photo = load_picture(photo_path, short_side=PHOTO_SIDE)
+        picture = optimize(self._objective(self.fast_vgg, painting, photo), photo, evaluations=EVALUATIONS)
+        losses = self._objective(self.vgg, painting, photo).losses(picture)
+        record = {"painting": painting.name, "photo": photo_path.stem, "settings": self._settings}
+        self.optima[self._key(painting, photo_path)] = record | {
+            "losses": dataclasses.asdict(losses),
+            "held_out": self.held_out(painting)(picture),
+        }
+        self._keep()
+        return picture
+
+    @property
+    def _settings(self) -> str:
+        return f"{self.painting_side} {PHOTO_SIDE} {EVALUATIONS} style + 0.1 content + 0.03 tv"
+
+    def _key(self, painting: Painting, photo_path: Path) -> str:
+        pair = f"{file_sha256(painting.path)} {file_sha256(photo_path)} {self._settings}"
+        return hashlib.sha256(pair.encode()).hexdigest()[:16]
 
     def _keep(self) -> None:
         partial = self.optima_path.with_suffix(".partial")
