@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.arbitrary import compare_encoders
+from bench.beside import beside_a_job
 from bench.capacity import Load, capacity
 from bench.excess import compare_excesses
 from bench.networks import compare_networks
@@ -38,6 +39,7 @@ PARTS = (
     "pictures",
     "arbitrary",
     "excess",
+    "beside",
 )
 
 
@@ -76,6 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.part == "capacity":
         load = Load(options.requests_per_s, options.megapixels, options.jobs_per_min)
         found.append(capacity(options.cell, load, options.cost))
+    if options.part == "beside":
+        found.append(beside_a_job(options.rounds, options.cell, options.side))
     if options.part == "page":
         found.append(measure_page(options.rounds))
     if options.part == "pictures":

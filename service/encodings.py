@@ -40,13 +40,14 @@ class Encodings:
             self._kept.move_to_end(key)
             self._metrics.encodings.labels("kept").inc()
             return found
-        task = self._running.get(key)
-        self._metrics.encodings.labels("shared" if task else "made").inc()
-        if task is None:
+        if (task := self._running.get(key)) is None:
             if len(self._running) >= MOST_RUNNING:
                 raise Saturated("too many paintings are being read; send the same request again", BUSY_S)
+            self._metrics.encodings.labels("made").inc()
             task = self._running[key] = asyncio.create_task(self._made(encoder, content))
             task.add_done_callback(lambda done: self._keep(key, done))
+        else:
+            self._metrics.encodings.labels("shared").inc()
         return await asyncio.shield(task)  # one client that leaves takes it from nobody else
 
     async def _made(self, encoder: Encoder, content: bytes) -> Vector:

@@ -51,7 +51,7 @@ def stylised(client: TestClient, **fields: str) -> np.ndarray:
 
 def test_store_holds_what_was_promised(models: dict[str, StoredModel]) -> None:
     kinds = sorted(model.card.kind for model in models.values())
-    assert kinds == ["classic", "conditional", "conditional", "features"]
+    assert kinds == ["classic", "conditional", "conditional", "encoder", "features"]
     assert models["multistyle"].vectors.keys() >= PROMISED | {PHOTO}
     assert models["fast"].vectors.keys() == models["multistyle"].vectors.keys()
 
@@ -67,7 +67,7 @@ def test_every_style_has_its_painting_s_papers_and_a_preview(models: dict[str, S
 
 def test_cards_tell_of_the_training_and_the_quality(models: dict[str, StoredModel]) -> None:
     for model in models.values():
-        if model.card.kind != "features":
+        if model.card.kind not in ("features", "encoder"):
             assert model.card.training["steps"] >= model.card.training["configuration"]["steps"]
             assert model.card.training["configuration"]["seed"] == 0
             assert all(comparison["largest"] <= 1 for comparison in model.card.quality["verify"])
@@ -96,6 +96,22 @@ def test_strength_is_exact_at_both_ends_for_every_style(client: TestClient) -> N
     half = stylised(client, style="udnie", strength="0.5").astype(float)
     full = stylised(client, style="udnie").astype(float)
     assert 0 < np.abs(half - photo).mean() < np.abs(full - photo).mean()
+
+
+def test_a_painting_s_own_style_and_the_encoder_s_are_alike(client: TestClient, models: dict[str, StoredModel]) -> None:
+    card = models["arbitrary"].card
+    assert len(card.training["held_out"]) == 30
+    assert card.training["steps"] == card.training["configuration"]["steps"]
+    paintings = models["multistyle"].paintings
+    assert len(paintings) >= 3
+    named = {name: stylised(client, style=name).astype(float) for name in paintings}
+    for name, painting in paintings.items():
+        files = {"image": PHOTO_FILE.read_bytes(), "style_image": painting}
+        answer = client.post("/stylize", files=files, data={"format": "png"})
+        assert answer.status_code == 200, answer.text
+        made = np.asarray(Image.open(io.BytesIO(answer.content))).astype(float)
+        distances = {other: np.abs(made - picture).mean() for other, picture in named.items()}
+        assert min(distances, key=distances.__getitem__) == name, distances
 
 
 def test_mix_lies_between_its_styles(client: TestClient) -> None:
