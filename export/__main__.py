@@ -308,7 +308,9 @@ def _parser() -> argparse.ArgumentParser:
     ):
         train_encoder.add_argument(f"--{option}", type=kind, help="see EncoderConfig in export/encoder.py")
     train_encoder.add_argument("--content-weight", type=float, default=1.0, help="of structure, where style has 10")
-    train_encoder.add_argument("--start-from", type=Path, help="begin with the encoder of another run's folder")
+    train_encoder.add_argument(
+        "--start-from", type=Path, help="begin with another encoder: a run's folder, or a published one's"
+    )
     train_encoder.add_argument("--save-every", type=int, default=500, help="steps between checkpoints")
     train_encoder.add_argument("--device", default="auto", help="auto, cpu, cuda")
     train_encoder.add_argument("--compile", action="store_true", help="torch.compile, as train has it")

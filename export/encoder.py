@@ -35,10 +35,11 @@ from service.gatys.losses import TRAINING_STYLE_LAYERS, grams_of
 from service.gatys.pictures import to_pixels
 from service.gatys.transformer import Transformer
 from service.gatys.vgg import VGG
-from service.models.store import PHOTO, Card, ModelStore, TensorSpec, VectorsOf
+from service.models.store import CARD, PHOTO, Card, ModelStore, TensorSpec, VectorsOf
 
 NORMALISED_BY = 256  # paintings whose statistics set the encoder's unit
 SHEET_PAINTINGS = 5
+HALF = ".fp16"  # after the name of a weight that is kept so
 TOLERANCE = 2e-2  # of a vector's numbers, whose spread is about 1: the graph's perceptron is kept in fp16
 SHAPES = ((256, 256), (97, 130), (33, 500), (2, 2), (1, 1))
 
@@ -85,9 +86,9 @@ class EncoderTrainer(Trainer):
         self, config: EncoderConfig, model: Path, corpus: Corpus, content: Path, vgg_weights: Path, folder: Path,
         *, device: str = "cpu", dtype: torch.dtype = torch.bfloat16, compiled: bool = False, start: Path | None = None,
     ) -> None:  # fmt: skip
-        """As Trainer; `model` is <store>/<model>/<version>, `start` the run of an encoder, of this model or of
-        another, to begin with. Raises ValueError where the model takes no vectors, or that encoder has another width.
-        """
+        """As Trainer; `model` is <store>/<model>/<version>, `start` an encoder, a run's or a published one, of this
+        model or of another, to begin with. Raises ValueError where the model takes no vectors, or that encoder has
+        another width."""
         torch.manual_seed(config.seed)  # the encoder's first weights
         transformer, vectors, label, sha256 = _published(model)
         self.corpus = corpus
@@ -188,7 +189,7 @@ def _halve(graph: onnx.GraphProto) -> None:
     for tensor in graph.initializer:
         if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) > 1:
             name, halved = tensor.name, onnx.numpy_helper.to_array(tensor).astype(np.float16)
-            tensor.CopyFrom(onnx.numpy_helper.from_array(halved, f"{name}.fp16"))
+            tensor.CopyFrom(onnx.numpy_helper.from_array(halved, f"{name}{HALF}"))
             casts.append(onnx.helper.make_node("Cast", [tensor.name], [name], to=onnx.TensorProto.FLOAT))
     nodes = [*casts, *graph.node]
     del graph.node[:]
@@ -266,9 +267,18 @@ def publish_encoder(
     return card
 
 
-def _trained_encoder(run: Path) -> dict[str, Tensor]:
-    state = torch.load(run / CHECKPOINT, map_location="cpu", weights_only=True)
-    weights: dict[str, Tensor] = state["network"] | state["average"]
+def _trained_encoder(source: Path) -> dict[str, Tensor]:
+    """The weights of a run's folder, or of a published encoder's."""
+    weights: dict[str, Tensor]
+    if (source / CARD).exists():
+        found = onnx.load(source / GRAPH).graph.initializer
+        weights = {
+            tensor.name.removesuffix(HALF): torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy()).float()
+            for tensor in found
+        }
+    else:
+        state = torch.load(source / CHECKPOINT, map_location="cpu", weights_only=True)
+        weights = state["network"] | state["average"]
     return {name.removeprefix("encoder."): value for name, value in weights.items() if name.startswith("encoder.")}
 
 

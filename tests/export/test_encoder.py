@@ -125,7 +125,7 @@ def test_training_moves_the_encoder_alone_and_goes_on_to_the_bit(trainer_of: Mak
 
 
 def test_an_encoder_is_published_with_what_it_was_made_for(
-    trainer_of: MakeEncoder, model: Path, corpus: Corpus, tmp_path: Path
+    trainer_of: MakeEncoder, model: Path, corpus: Corpus, content: Path, tmp_path: Path
 ) -> None:
     run, target = tmp_path / "run_encoder", tmp_path / "store" / "arbitrary" / "1"
     words = {"title": "Any", "description": "For tests"}
@@ -158,6 +158,10 @@ def test_an_encoder_is_published_with_what_it_was_made_for(
     (white,) = session.run(None, {"image": np.full((1, 2, 2, 3), 255, np.uint8)})
     assert np.isfinite(white).all()
     assert np.abs(white - found).max() > 1e-6
+
+    again = EncoderTrainer(TINY, model, corpus, content, VGG_WEIGHTS, tmp_path / "again", start=target)
+    for name, value in again.network.encoder.layers.state_dict().items():
+        assert torch.allclose(value, trainer.averaged().encoder.layers.state_dict()[name], atol=1e-3), name
 
     shutil.rmtree(target)
     with pytest.raises(ValueError, match="another"):
