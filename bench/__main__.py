@@ -19,6 +19,7 @@ from bench.rival import compare_with_rival
 from bench.servers import compare_servers, plot, report
 from bench.service import measure_service
 from bench.settings import settings
+from bench.simulation import simulation
 from bench.soak import soak
 from service.models.session import cpu_quota
 
@@ -33,6 +34,7 @@ PARTS = (
     "soak",
     "settings",
     "capacity",
+    "simulate",
     "page",
     "pictures",
     "arbitrary",
@@ -73,6 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.part == "capacity":
         load = Load(options.requests_per_s, options.megapixels, options.jobs_per_min)
         found.append(capacity(options.cell, load, options.cost))
+    if options.part == "simulate":
+        prefix = f"{platform.machine()}_{cpu_quota()}_cores"
+        found = [simulation(RESULTS, prefix, options.out / f"{name}.png")]
     if options.part == "page":
         found.append(measure_page(options.rounds))
     if options.part == "pictures":
