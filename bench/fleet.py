@@ -259,9 +259,9 @@ class _Fleet:
         self._servers = [_Server(replica, self.totals, 0.0) for _ in range(replicas)]
         self._starting: list[_Server] = []
         self._draining: list[_Server] = []
-        self._wanted: list[tuple[float, int]] = []
+        self._wanted: list[tuple[float, int]] = [(0.0, replicas)]
         self._sizes: list[tuple[float, int]] = [(0.0, replicas)]
-        self._sampled = 0.0  # the metric of the scrape before: Prometheus and its adapter are that late
+        self._sampled: float | None = None  # the metric of the scrape before: Prometheus and its adapter are that late
         self._counted = Totals()
 
     def draw(self, value: float, now: float) -> _Server:
@@ -317,6 +317,8 @@ class _Fleet:
     def _scale(self, now: float, hpa: Autoscaler) -> None:
         sampled, capacity = self._sampled, self._replica.max_queue_pixels
         self._sampled = sum(server.in_flight for server in self._servers) / capacity / len(self._servers)
+        if sampled is None:
+            return
         size = len(self._servers) + len(self._starting)
         ratio = sampled / hpa.target
         wanted = size if abs(ratio - 1) <= hpa.tolerance else math.ceil(len(self._servers) * ratio)

@@ -21,6 +21,7 @@ READY_S = 0.7  # measured: bench/results/…_service.md
 SEED = 1
 DAY_S, DAY_PEAK = 86_400.0, 30.0  # requests a second: a day of more is more requests than can be simulated in minutes
 BURST_S, BURST_PEAK, BURST = 900.0, 4500.0, 5.0  # the most for which a thousand replicas like this one are 60 % busy
+EARLIER = 0.01  # of the capacity in flight, beside the shipped target: what a replica holds that is 60 % busy
 MANY, MANY_REPLICAS, MANY_S = 100_000.0, 1000, 5.0
 
 
@@ -38,8 +39,9 @@ def simulation(results: Path, prefix: str, picture: Path) -> str:
     ``picture``. Raises FileNotFoundError where capacity has not been measured."""
     replica = measured_replica((results / f"{prefix}_capacity.md").read_text())
     beside = validation((results / f"{prefix}_overload.md").read_text())
-    scenes = [_day(replica), _burst(replica)]
-    plot(scenes, picture)
+    shipped = [_day(replica), _burst(replica)]
+    earlier = [_day(replica, EARLIER), _burst(replica, EARLIER)]
+    plot([*shipped, *earlier], picture)
     mix = ", ".join(f"{share:.0%} of {side} px" for side, share in zip(SIDES, SHARES, strict=True))
     lines = [
         "## Simulation",
@@ -52,7 +54,7 @@ def simulation(results: Path, prefix: str, picture: Path) -> str:
         "",
         "### Scaled by the HPA",
         "",
-        *_table([_row(scene) for scene in scenes]),
+        *_table([_row(scene) for scene in [*shipped, *earlier]]),
         "",
         f"![Rates, tails and replicas]({picture.name})",
         "",
@@ -110,15 +112,16 @@ def burst(rate: float, of_s: float) -> float:
     return rate * (1 / BURST + (1 - 1 / BURST) * min(max((of_s - 60) / 60, 0), 1, max((660 - of_s) / 60, 0)))
 
 
-def _day(replica: Replica) -> Scene:
+def _day(replica: Replica, target: float = Autoscaler.target) -> Scene:
     traffic = Traffic(lambda time: day(DAY_PEAK, time), DAY_PEAK, DAY_S, SIDES, SHARES, DEADLINE_S)
-    return Scene("a day", *_scaled(replica, traffic, Autoscaler(2, 50, PULL_S + READY_S)))
+    hpa = Autoscaler(2, 50, PULL_S + READY_S, target)
+    return Scene(f"a day, target {target:g}", *_scaled(replica, traffic, hpa))
 
 
-def _burst(replica: Replica) -> Scene:
+def _burst(replica: Replica, target: float = Autoscaler.target) -> Scene:
     traffic = Traffic(lambda time: burst(BURST_PEAK, time), BURST_PEAK, BURST_S, SIDES, SHARES, DEADLINE_S)
-    hpa = Autoscaler(2, MANY_REPLICAS, PULL_S + READY_S)
-    return Scene(f"x {BURST:g} within a minute", *_scaled(replica, traffic, hpa))
+    hpa = Autoscaler(2, MANY_REPLICAS, PULL_S + READY_S, target)
+    return Scene(f"x {BURST:g} in a minute, target {target:g}", *_scaled(replica, traffic, hpa))
 
 
 def _scaled(replica: Replica, traffic: Traffic, hpa: Autoscaler) -> tuple[Totals, Traffic]:
@@ -201,7 +204,9 @@ def plot(scenes: list[Scene], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, rows = pyplot.subplots(3, len(scenes), figsize=(11, 8), layout="constrained", squeeze=False, sharex="col")
+    figure, rows = pyplot.subplots(
+        3, len(scenes), figsize=(5.5 * len(scenes), 8), layout="constrained", squeeze=False, sharex="col"
+    )
     for column, scene in enumerate(scenes):
         rates, tails, replicas = (row[column] for row in rows)
         minutes = [_Minute.of(minute, moments) for minute, moments in by_minute(scene.totals.moments)]

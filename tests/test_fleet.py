@@ -3,6 +3,7 @@ import math
 import pytest
 
 from bench.fleet import Autoscaler, Replica, Totals, Traffic, simulate
+from bench.simulation import measured_replica, validation
 
 SIDE = 100
 RUN_S = 0.01
@@ -80,3 +81,11 @@ def test_the_autoscaler_follows_a_burst_and_comes_back() -> None:
     assert replicas[-1] < max(replicas)
     before = replicas[: replicas.index(max(replicas)) + 1]
     assert all(later <= 2 * earlier for earlier, later in zip(before, before[2:], strict=False))  # 2 x in 30 s
+
+
+def test_what_bench_measured_is_read_and_nothing_else() -> None:
+    found = measured_replica("* A picture of x megapixels takes 476 x + 12 ms.")
+    assert (found.a_s, found.b_s) == (0.476, 0.012)
+    for read in (measured_replica, validation):
+        with pytest.raises(ValueError, match="run python -m bench"):
+            read("# Measured on nothing")
