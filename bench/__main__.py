@@ -21,6 +21,7 @@ from bench.rival import compare_with_rival
 from bench.servers import compare_servers, plot, report
 from bench.service import measure_service
 from bench.settings import settings
+from bench.simulation import simulation
 from bench.soak import soak
 from service.models.session import cpu_quota
 
@@ -35,6 +36,7 @@ PARTS = (
     "soak",
     "settings",
     "capacity",
+    "simulate",
     "page",
     "pictures",
     "arbitrary",
@@ -80,6 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found.append(capacity(options.cell, load, options.cost))
     if options.part == "beside":
         found.append(beside_a_job(options.rounds, options.cell, options.side))
+    if options.part == "simulate":
+        prefix = f"{platform.machine()}_{cpu_quota()}_cores"
+        found = [simulation(RESULTS, prefix, options.out / f"{name}.png")]
     if options.part == "page":
         found.append(measure_page(options.rounds))
     if options.part == "pictures":
