@@ -76,11 +76,16 @@ def open_clip(content: bytes, max_frames: int, max_pixels: int) -> Clip:
         if video.width * video.height > max_pixels:
             size = f"{video.width} x {video.height}"
             raise TooManyPixels(f"frames of {size} pixels; at most {max_pixels} are taken in: send a smaller clip")
-        frames = 0
+        found = frames = 0
         for packet in file.demux(video):
+            found += bool(packet.size)
             frames += bool(packet.size and not packet.is_discard)
             if frames > max_frames:
                 raise TooManyPixels(f"the clip has more than {max_frames} frames: send a shorter one")
+        if found < video.frames:
+            raise InvalidImage(f"the clip is cut short: {found} of {video.frames} frames are there")
+        if not frames:
+            raise InvalidImage("the clip has no frames: it is damaged, or was cut short when it was made")
         file.seek(0)
         first = next(file.decode(video), None)
         if first is None:

@@ -12,26 +12,39 @@ import numpy as np
 from tests.service.pictures import gradient
 
 SIZE = (64, 48)
-TICKS = (0, 1000, 2000, 4000, 5000, 9000)  # of 1/30000 s: the frame rate varies
+TICKS = (0, 1000, 2000, 4000, 5000, 9000)  # of TICK_S: the frame rate varies
+TICK_S = Fraction(1, 30000)
 RATE = 48000
 
 
-def clip(size: tuple[int, int] = SIZE, ticks: tuple[int, ...] = TICKS, sound: bool = False, turned: int = 0) -> bytes:
+def clip(
+    size: tuple[int, int] = SIZE,
+    ticks: tuple[int, ...] = TICKS,
+    sound: bool = False,
+    turned: int = 0,
+    pictures: bool = True,
+) -> bytes:
     """An MP4 of a gradient that rolls by 4 pixels a frame, ``turned`` by so many degrees for whoever plays it."""
     made = io.BytesIO()
     with av.open(made, "w", format="mp4") as file:
-        video = cast(Any, file.add_stream("libx264", rate=30, options={"crf": "1"}))
-        video.width, video.height, video.pix_fmt = *size, "yuv444p"
-        video.time_base = video.codec_context.time_base = Fraction(1, 30000)
+        video = _pictures(file, size) if pictures else None
         tone = cast(Any, file.add_stream("aac", rate=RATE)) if sound else None
-        for number, tick in enumerate(ticks):
-            frame = av.VideoFrame.from_ndarray(np.roll(gradient(*size), 4 * number, axis=1), "rgb24")
-            frame.pts, frame.time_base = tick, Fraction(1, 30000)
-            file.mux(video.encode(frame))
-        file.mux(video.encode(None))
+        if video is not None:
+            for number, tick in enumerate(ticks):
+                frame = av.VideoFrame.from_ndarray(np.roll(gradient(*size), 4 * number, axis=1), "rgb24")
+                frame.pts, frame.time_base = tick, TICK_S
+                file.mux(video.encode(frame))
+            file.mux(video.encode(None))
         if tone is not None:
             file.mux([*tone.encode(_tone()), *tone.encode(None)])
     return _turned(made.getvalue(), turned)
+
+
+def _pictures(file: av.container.OutputContainer, size: tuple[int, int]) -> Any:  # noqa: ANN401 (PyAV's types)
+    video: Any = file.add_stream("libx264", rate=30, options={"crf": "1"})
+    video.width, video.height, video.pix_fmt = *size, "yuv444p"
+    video.time_base = video.codec_context.time_base = TICK_S
+    return video
 
 
 def _tone() -> av.AudioFrame:
@@ -61,3 +74,11 @@ def played(content: bytes) -> tuple[list[np.ndarray], list[float]]:
     with av.open(io.BytesIO(content), "r") as file:
         frames = [(frame.to_ndarray(format="rgb24"), frame.time) for frame in file.decode(video=0)]
     return [pixels for pixels, _ in frames], [time for _, time in frames]
+
+
+def without_frames(content: bytes) -> bytes:
+    """With a table of samples (ISO 14496-12, 8.6 and 8.7) that has none."""
+    for box, place in {b"stts": 8, b"stsc": 8, b"stco": 8, b"stsz": 12}.items():
+        at = content.index(box) + place
+        content = content[:at] + bytes(4) + content[at + 4 :]
+    return content
