@@ -181,7 +181,6 @@ def test_what_moves_is_shown_still_and_saved_moving(page: Page, tmp_path: Path, 
         assert np.abs(frames[0].astype(int) - toy_stylized(gradient(96, 64), VECTORS["red"])).mean() < 4
     else:
         assert Image.open(tmp_path / "saved").n_frames == 3  # type: ignore[attr-defined]
-    page.screenshot(path=f"/tmp/p4-{kind}.png", full_page=True)
 
 
 def test_before_and_after_are_compared_by_the_keyboard(page: Page, photo: Path) -> None:
