@@ -24,6 +24,7 @@ STILLS = (b"heic", b"heix", b"hevc", b"mif1", b"msf1", b"avif", b"avis")  # boxe
 COPIED = ("aac", "mp3", "ac3", "eac3", "alac", "opus", "flac")  # sound that an MP4 may hold
 PRESET = "veryfast"
 THREADS = 2
+LONE_RATE = 25  # frames a second of a clip with one
 BT709, LIMITED = 1, 1  # FFmpeg's numbers of the colour space, and of its range
 
 OPENED = {"enable_drefs": "0"}
@@ -119,7 +120,10 @@ def encode_clip(frames: Iterable[Frame], size: tuple[int, int], reel: Reel, qual
 
     made = io.BytesIO()
     with av.open(made, "w", format="mp4") as file:
-        video = cast(Any, file.add_stream("libx264", rate=30, options={"crf": str(_crf(quality)), "preset": PRESET}))
+        # The rate says how long the last frame is shown: as long as the one before it.
+        video = cast(
+            Any, file.add_stream("libx264", rate=_rate(reel), options={"crf": str(_crf(quality)), "preset": PRESET})
+        )
         video.width, video.height, video.pix_fmt = *size, "yuv420p"
         video.time_base = video.codec_context.time_base = reel.tick_s
         context = video.codec_context
@@ -165,6 +169,11 @@ def _video(file: av.container.InputContainer) -> av.VideoStream:
     video = file.streams.video[0]
     video.thread_count = THREADS
     return video
+
+
+def _rate(reel: Reel) -> Fraction:
+    """Frames a second, by the last two."""
+    return 1 / ((reel.ticks[-1] - reel.ticks[-2]) * reel.tick_s) if len(reel.ticks) > 1 else Fraction(LONE_RATE)
 
 
 def _crf(quality: int) -> int:

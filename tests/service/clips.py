@@ -82,3 +82,9 @@ def without_frames(content: bytes) -> bytes:
         at = content.index(box) + place
         content = content[:at] + bytes(4) + content[at + 4 :]
     return content
+
+
+def rate(content: bytes) -> Fraction | None:
+    """Frames a second, on average."""
+    with av.open(io.BytesIO(content), "r") as file:
+        return file.streams.video[0].average_rate

@@ -18,7 +18,7 @@ from service.images import AnyFormat
 from service.local import Local
 from service.video import may_be_clip
 from tests.jobs.conftest import Service
-from tests.service.clips import SIZE, clip, played, without_frames
+from tests.service.clips import SIZE, clip, played, rate, without_frames
 from tests.service.conftest import ClientFactory
 from tests.service.pictures import encoded, gradient
 from tests.service.test_animations import ROOT, animation, motion, still_camera
@@ -43,6 +43,12 @@ def test_a_phone_held_upright_and_odd_sides() -> None:
     odd = open_animation(clip((63, 47)), LIMITS)
     assert (odd.size_within(1000, "mp4"), odd.size_within(1000, "gif")) == ((62, 46), (63, 47))
     assert played(encode_film(decode_film(odd, (62, 46)), "mp4", 90))[0][0].shape == (46, 62, 3)
+
+
+def test_the_frame_rate_is_kept() -> None:
+    steady = clip(ticks=tuple(range(0, 12_000, 2000)))
+    made = encode_film(decode_film(open_animation(steady, LIMITS), SIZE), "mp4", 90)
+    assert rate(made) == 15
 
 
 def test_one_frame_is_enough() -> None:
