@@ -1,4 +1,4 @@
-"""Animations: GIF, APNG and animated WebP to pixels and back.
+"""Animations: GIF, APNG, animated WebP and MP4 to pixels and back.
 
 The frames lie one below the other, as on a strip of film: so whatever is done to a picture's pixels, its colours, its
 masks, its transparency, is done to all frames at once, and alike.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import cast
 
 import numpy as np
@@ -16,17 +17,20 @@ import numpy.typing as npt
 from PIL import Image
 
 from service.errors import InvalidImage, OutOfMemory, ServiceError, TooManyPixels, Translation, translating
-from service.images import WHITE, AnyFormat, Photo, Picture, decode, encode
+from service.images import WHITE, AnyFormat, Photo, Picture, decode, encode, on_white, within
+from service.video import Clip, Reel, decode_clip, encode_clip, may_be_clip, open_clip
 
 MAX_MS = 65535  # what an APNG's frame can last
 COLOURS = 255  # of a GIF; the last of its 256 is what cannot be seen
+LAST_MS = 40  # of a clip's only frame
 SAMPLED_ROWS = 4096  # of the strip, that a GIF's palette is made from
-MOVING: tuple[AnyFormat, ...] = ("gif", "png", "webp")
+MOVING: tuple[AnyFormat, ...] = ("gif", "png", "webp", "mp4")
 
 
 @dataclass(frozen=True)
 class AnimationLimits:
-    """Frames of an animation, and pixels of all of them together, as they come in."""
+    """Frames of an animation, and pixels of all of them together, as they come in; a clip's frames are shrunk one by
+    one, and each may have so many."""
 
     max_frames: int
     max_pixels: int
@@ -37,7 +41,7 @@ class Animation:
     """An animation whose headers have been read. Sides in pixels, of every frame; ``first`` is the first frame's
     place in the file; it is played ``plays`` times, 0 is for ever."""
 
-    image: Image.Image
+    image: Image.Image | Clip
     format: AnyFormat
     width: int
     height: int
@@ -47,13 +51,14 @@ class Animation:
 
     @property
     def moves(self) -> bool:
-        """Whether it is answered as an animation: any GIF, and whatever else has more than one frame."""
-        return self.frames > 1 or self.format == "gif"
+        """Whether it is answered as an animation: any GIF or clip, and whatever else has more than one frame."""
+        return self.frames > 1 or self.format in ("gif", "mp4")
 
-    @property
-    def photo(self) -> Photo:
-        """Its first frame as a photo, to ask about sizes."""
-        return Photo(self.image, "png", 1, self.width, self.height)
+    def size_within(self, max_side: int, format: AnyFormat) -> tuple[int, int]:
+        """(width, height) in pixels with the longer side at most ``max_side``; even for an MP4, whose colours lie at
+        half the size."""
+        width, height = within((self.width, self.height), max_side)
+        return (max(2, width // 2 * 2), max(2, height // 2 * 2)) if format == "mp4" else (width, height)
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,7 @@ class Film:
     strip: Picture  # rgb (F H, W, 3), alpha (F H, W)
     durations_ms: tuple[int, ...]
     plays: int
+    reel: Reel | None = None  # of a clip: its own times, and its sound
 
     @property
     def frames(self) -> int:
@@ -75,8 +81,9 @@ class Film:
 
 
 def may_be_animation(content: bytes) -> bool:
-    """Whether the first bytes promise one: any GIF, a PNG with an acTL before its pixels, a WebP with the flag."""
-    if content.startswith(b"GIF8"):
+    """Whether the first bytes promise one: any GIF, a PNG with an acTL before its pixels, a WebP with the flag, any
+    clip."""
+    if content.startswith(b"GIF8") or may_be_clip(content):
         return True
     if content.startswith(b"\x89PNG"):
         return content.find(b"acTL", 0, max(0, content.find(b"IDAT"))) >= 0
@@ -84,7 +91,11 @@ def may_be_animation(content: bytes) -> bool:
 
 
 def open_animation(content: bytes, limits: AnimationLimits) -> Animation:
-    """Read the headers of what ``may_be_animation``; one frame is enough. Raises InvalidImage or TooManyPixels."""
+    """Read the headers of what ``may_be_animation``; one frame is enough. Raises InvalidImage, TooManyPixels,
+    or UnsupportedMediaType for a clip where the extra is missing."""
+    if may_be_clip(content):
+        clip = open_clip(content, limits.max_frames, limits.max_pixels)
+        return Animation(clip, "mp4", clip.width, clip.height, 0, clip.frames, 0)
     with translating(_opening(limits)):
         image = Image.open(io.BytesIO(content), formats=("GIF", "PNG", "WEBP"))
         width, height = image.size
@@ -104,15 +115,19 @@ def decode_film(animation: Animation, size: tuple[int, int], frames: int | None 
     To be called once. Raises InvalidImage.
     """
     count = min(animation.frames, frames or animation.frames)
+    if isinstance(animation.image, Clip):
+        return _decode_clip(animation.image, size, count)
+    image = animation.image
+    photo = Photo(image, "png", 1, animation.width, animation.height)
     rgb = np.empty((count, size[1], size[0], 3), np.uint8)
     alpha = np.full((count, size[1], size[0]), WHITE, np.uint8)
     durations = []
     with translating(_DECODING):
         for number in range(count):
-            animation.image.seek(animation.first + number)
-            frame = animation.image.copy()  # loads it
-            durations.append(min(MAX_MS, max(0, round(animation.image.info.get("duration", 0)))))
-            picture = decode(replace(animation.photo, image=frame), size)
+            image.seek(animation.first + number)
+            frame = image.copy()  # loads it
+            durations.append(min(MAX_MS, max(0, round(image.info.get("duration", 0)))))
+            picture = decode(replace(photo, image=frame), size)
             rgb[number] = picture.rgb
             if picture.alpha is not None:
                 alpha[number] = picture.alpha
@@ -121,13 +136,15 @@ def decode_film(animation: Animation, size: tuple[int, int], frames: int | None 
 
 
 def encode_film(film: Film, format: AnyFormat, quality: int) -> bytes:
-    """An animation file without metadata; as a JPEG, its first frame. ``quality`` is for WebP and JPEG.
+    """An animation file without metadata; as a JPEG, its first frame. ``quality`` is for WebP, JPEG and MP4.
 
     Equal frames in a row may become one that lasts as long. A GIF's frames share one palette and are not dithered:
     either would flicker.
     """
     if format == "jpeg":
         return encode(film.still(), "jpeg", quality)
+    if format == "mp4":
+        return _encode_clip(film, quality)
     frames = list(_indexed(film) if format == "gif" else _frames(film))
     options: dict[str, object] = {"duration": list(film.durations_ms)}
     if format == "gif":
@@ -141,6 +158,30 @@ def encode_film(film: Film, format: AnyFormat, quality: int) -> bytes:
     file = io.BytesIO()
     frames[0].save(file, format, save_all=True, append_images=frames[1:], **options)
     return file.getvalue()
+
+
+def _decode_clip(clip: Clip, size: tuple[int, int], count: int) -> Film:
+    """Raises InvalidImage where the clip breaks off."""
+    rgb = np.empty((count, size[1], size[0], 3), np.uint8)
+    ticks: list[int] = []
+    for pixels, tick in decode_clip(clip, size, count):
+        rgb[len(ticks)] = pixels
+        ticks.append(tick)
+    if len(ticks) < count:
+        raise InvalidImage(f"the clip is damaged or cut short: {len(ticks)} of {count} frames can be read")
+    begun_ms = [round(1000 * tick * clip.tick_s) for tick in ticks]
+    lasting = np.diff(begun_ms).tolist() or [LAST_MS]
+    durations = (min(MAX_MS, duration) for duration in [*lasting, lasting[-1]][:count])
+    return Film(
+        Picture(rgb.reshape(-1, size[0], 3)), tuple(durations), 0, Reel(tuple(ticks), clip.tick_s, clip.content)
+    )
+
+
+def _encode_clip(film: Film, quality: int) -> bytes:
+    begun = np.cumsum([0, *(max(1, duration) for duration in film.durations_ms[:-1])]).tolist()
+    frames = np.split(on_white(film.strip), film.frames)
+    size = frames[0].shape[1], frames[0].shape[0]
+    return encode_clip(frames, size, film.reel or Reel(tuple(begun), Fraction(1, 1000)), quality)
 
 
 def _frames(film: Film) -> Iterator[Image.Image]:

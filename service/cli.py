@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         "photos",
         nargs="*",
         metavar="PHOTO",
-        help="a JPEG, PNG, WebP or GIF file, a folder of them, or a pattern ('*.jpg')",
+        help="a JPEG, PNG, WebP, GIF or MP4 file, a folder of them, or a pattern ('*.jpg')",
     )
     add("-s", "--style", metavar="MIX", help="a style, or a mix: starry_night:0.7,great_wave:0.3")
     add(

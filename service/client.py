@@ -529,7 +529,7 @@ def _checked(response: httpx.Response) -> httpx.Response:
 
 def _stylized(response: httpx.Response) -> Stylized:
     headers = response.headers
-    format = cast(AnyFormat, headers["content-type"].removeprefix("image/"))
+    format = cast(AnyFormat, headers["content-type"].partition("/")[2])
     return Stylized(response.content, format, headers["x-style"], headers["x-model"], headers.get("x-request-id"))
 
 

@@ -27,7 +27,7 @@ from service.errors import (
 )
 
 Format = Literal["jpeg", "png", "webp"]
-AnyFormat = Literal["jpeg", "png", "webp", "gif"]  # GIF is for animations alone
+AnyFormat = Literal["jpeg", "png", "webp", "gif", "mp4"]  # the last two are for animations alone
 FORMATS: tuple[Format, ...] = get_args(Format)
 READ_AS: dict[str, Format] = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png", "WEBP": "webp"}  # MPO: JPEGs of some phones
 ORIENTATION = 0x0112  # the EXIF tag
@@ -68,6 +68,10 @@ class Photo:
     def size_within(self, max_side: int) -> tuple[int, int]:
         """(width, height) with the longer side at most ``max_side``: shrunk in proportion, never enlarged."""
         return within((self.width, self.height), max_side)
+
+
+def media_type(format: AnyFormat) -> str:
+    return "video/mp4" if format == "mp4" else f"image/{format}"
 
 
 def within(size: tuple[int, int], max_side: int) -> tuple[int, int]:

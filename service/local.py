@@ -66,8 +66,8 @@ class Local:
             animation = open_animation(order.image, ANIMATION)
             if animation.moves:
                 return self._fill_moving(order, animation, fields, model, on_progress)
-        if fields.format == "gif":
-            raise InvalidFields([Offence("format", "gif is for animations")])
+        if fields.format == "gif" or fields.format == "mp4":
+            raise InvalidFields([Offence("format", f"{fields.format} is for animations")])
         photo = open_photo(order.image, MAX_PIXELS)
         mask = open_mask(order.files, MAX_PIXELS)
         size = photo.size_within(fields.max_side or MAX_SIDE)
@@ -91,9 +91,9 @@ class Local:
     def _fill_moving(
         self, order: Order, animation: Animation, fields: StylizeFields, model: ServedModel, on_progress: OnProgress
     ) -> Stylized:
-        size = animation.photo.size_within(fields.max_side or MAX_SIDE)
-        check_film(fields, model, animation, size)
         format = fields.format or animation.format
+        size = animation.size_within(fields.max_side or MAX_SIDE, format)
+        check_film(fields, model, size, format)
         mask = open_mask(order.files, MAX_PIXELS)
         film, masks = decode_moving(animation, mask, fields, size, 1 if format == "jpeg" else None)
         done = count(1)

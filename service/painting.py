@@ -11,13 +11,14 @@ import numpy as np
 from service.animations import Animation, Film, decode_film, stacked
 from service.colour import keep_color
 from service.errors import InvalidFields, Offence, ServiceError, TooManyPixels
-from service.images import Photo, Picture, decode_mask, decode_regions, open_photo
+from service.images import AnyFormat, Photo, Picture, decode_mask, decode_regions, open_photo
 from service.masks import Mask, composed
 from service.models.catalog import WHOLE_PIXELS, Catalog, FilmRun, Moving, ServedModel, StoppableRun
 from service.models.store import PAINTING
 from service.models.style import Pixels
 from service.models.tiling import Observe
 from service.schemas import StylizeFields
+from service.video import check_video
 
 PREVIEW_SIDE = 1024  # pixels, the longer side: what a large picture looks like where no stroke is asked for
 
@@ -84,8 +85,10 @@ def painted(
     return _painted(model.begin(stroke), picture, fields, model, masks, observe)
 
 
-def check_film(fields: StylizeFields, model: ServedModel, animation: Animation, size: tuple[int, int]) -> None:
-    """Raises InvalidFields, and TooManyPixels, for what cannot be done with an animation."""
+def check_film(fields: StylizeFields, model: ServedModel, size: tuple[int, int], format: AnyFormat) -> None:
+    """Raises InvalidFields, TooManyPixels, and UnsupportedMediaType, for what cannot be done with an animation."""
+    if format == "mp4":
+        check_video()
     found = []
     if fields.stroke not in (None, 1):
         found.append(Offence("stroke", "not for animations: their strokes are the network's own"))

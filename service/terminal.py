@@ -10,7 +10,14 @@ from pathlib import Path
 
 from service.images import AnyFormat
 
-SUFFIXES: dict[str, AnyFormat] = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".webp": "webp", ".gif": "gif"}
+SUFFIXES: dict[str, AnyFormat] = {
+    ".jpg": "jpeg",
+    ".jpeg": "jpeg",
+    ".png": "png",
+    ".webp": "webp",
+    ".gif": "gif",
+    ".mp4": "mp4",
+}
 DONE, SOME_FAILED, WRONG_USE, NO_SERVICE = range(4)
 STOPPED = 130  # by Ctrl-C, as shells have it
 BAR = 24
@@ -48,7 +55,7 @@ def _photos(given: str) -> list[Path]:
     found = path.iterdir() if path.is_dir() else map(Path, glob.glob(given, recursive=True))
     photos = sorted(photo for photo in found if photo.suffix.lower() in SUFFIXES and photo.is_file())
     if not photos:
-        raise WrongUse(f"{given}: no photo (JPEG, PNG, WebP or GIF) is there")
+        raise WrongUse(f"{given}: no photo (JPEG, PNG, WebP, GIF or MP4) is there")
     return photos
 
 

@@ -130,7 +130,7 @@ class LargeParameters:
     model: str
     width: int
     height: int
-    format: Literal["jpeg", "png", "webp", "gif"]
+    format: Literal["jpeg", "png", "webp", "gif", "mp4"]
     quality: int
     iterations: int
     frames: int | None = None
@@ -139,7 +139,7 @@ class LargeParameters:
     @property
     def media_type(self) -> str:
         """Of the result."""
-        return f"image/{self.format}"
+        return "video/mp4" if self.format == "mp4" else f"image/{self.format}"
 
     @property
     def preset(self) -> str:

@@ -190,7 +190,8 @@ class Worker:
         self._jobs.show(lease, 0, encode(preview, "jpeg", PREVIEW_QUALITY))
         tiles = _Tiles(self._jobs, lease, parameters.iterations)
         picture = _stylized(image, files, fields, catalog, size, tiles.observe)
-        assert parameters.format != "gif"  # which is for animations
+        assert parameters.format != "gif"  # these are for animations
+        assert parameters.format != "mp4"
         return encode(picture, parameters.format, parameters.quality)
 
     def _moving(

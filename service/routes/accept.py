@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TypeVar, cast
 
 from service.errors import NotAcceptable
-from service.images import FORMATS, AnyFormat
+from service.images import FORMATS, AnyFormat, media_type
 
 F = TypeVar("F", bound=AnyFormat)
 
@@ -22,7 +22,7 @@ def negotiate(accept: str | None, own: F, formats: Sequence[AnyFormat] = FORMATS
     qualities = {format: _quality(format, ranges) for format in formats}
     best = max(formats, key=lambda format: (qualities[format], format == own))
     if qualities[best] == 0:
-        raise NotAcceptable(f"Accept: {accept[:100]} leaves none of {', '.join(f'image/{f}' for f in formats)}")
+        raise NotAcceptable(f"Accept: {accept[:100]} leaves none of {', '.join(media_type(f) for f in formats)}")
     return cast(F, best)
 
 
@@ -45,7 +45,8 @@ def _number(text: str) -> float:
 
 def _quality(format: AnyFormat, ranges: dict[str, float]) -> float:
     """The most specific range decides."""
-    for media_range in (f"image/{format}", "image/*", "*/*"):
+    exact = media_type(format)
+    for media_range in (exact, f"{exact.partition('/')[0]}/*", "*/*"):
         if media_range in ranges:
             return ranges[media_range]
     return 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, get_args
 
 from service.errors import PROBLEMS
-from service.images import FORMATS, AnyFormat
+from service.images import FORMATS, AnyFormat, media_type
 from service.jobs.parameters import Init, NetworkName, Optimizer, PresetName
 from service.models.store import NAME_PATTERN
 from service.orders import MAX_PAINTINGS
@@ -105,7 +105,7 @@ STYLIZE: dict[str, Any] = {
     "responses": {
         200: {
             "description": "The stylised picture: the photo's size after EXIF orientation and `max_side`.",
-            "content": {f"image/{format}": {"schema": _BINARY} for format in get_args(AnyFormat)},
+            "content": {media_type(format): {"schema": _BINARY} for format in get_args(AnyFormat)},
             "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in _HEADERS.items()},
         },
         202: {
@@ -121,7 +121,7 @@ STYLIZE: dict[str, Any] = {
         + [{"name": "X-Deadline-Ms", "in": "header", "required": False, "schema": _DEADLINE}],
         "requestBody": {
             "required": True,
-            "content": {f"image/{format}": {"schema": _BINARY} for format in get_args(AnyFormat)}
+            "content": {media_type(format): {"schema": _BINARY} for format in get_args(AnyFormat)}
             | {
                 "multipart/form-data": {
                     "schema": {

@@ -10,7 +10,8 @@ from fastapi.staticfiles import StaticFiles
 
 WEB = Path(__file__).parent.parent / "web"
 PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
+    "frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",
 }
 

@@ -37,7 +37,7 @@ from service.errors import (
     Saturated,
     TooManyPixels,
 )
-from service.images import FORMATS, AnyFormat, Format, Photo, Picture, decode, encode, open_photo
+from service.images import FORMATS, AnyFormat, Format, Photo, Picture, decode, encode, media_type, open_photo
 from service.jobs.job import Order
 from service.jobs.parameters import VECTORS_FILE, LargeParameters, packed_vectors
 from service.jobs.supervisor import Supervisor
@@ -163,9 +163,11 @@ class Stylizer:
     async def _answer_moving(self, moving: _Moving, client: str, watch: Stopwatch, give_up: float | None) -> Response:
         """As ``answer``, of an animation: its frames are one picture, one below the other."""
         fields, model, rows, frames = moving.fields, moving.model, moving.rows, moving.frames
-        width, height = size = moving.animation.photo.size_within(fields.max_side or self._limits.max_side)
-        check_film(fields, model, moving.animation, size)
-        if self._is_large((width, height * frames), len(rows)):
+        width, height = size = moving.animation.size_within(fields.max_side or self._limits.max_side, moving.format)
+        check_film(fields, model, size, moving.format)
+        if moving.format == "mp4":
+            self._supervisor.check_workers()
+        if moving.format == "mp4" or self._is_large((width, height * frames), len(rows)):
             self._check_large(model, size, len(rows), frames)
             parameters = _large_parameters(fields, model, size, len(rows), moving.format, frames)
             return await accepted(self._supervisor, Order(client, parameters, moving.files))
@@ -349,8 +351,8 @@ def _large_parameters(
 
 def _still_format(format: AnyFormat | None) -> Format | None:
     """Raises InvalidFields for what only an animation can be."""
-    if format == "gif":
-        raise InvalidFields([Offence("format", f"gif is for animations; a photo can be {', '.join(FORMATS)}")])
+    if format == "gif" or format == "mp4":
+        raise InvalidFields([Offence("format", f"{format} is for animations; a photo can be {', '.join(FORMATS)}")])
     return format
 
 
@@ -362,7 +364,7 @@ def _answer(content: bytes, format: AnyFormat, fields: StylizeFields, model: Ser
         "Cache-Control": "no-store",
         "Vary": "Accept",
     }
-    return Response(content, media_type=f"image/{format}", headers=headers)
+    return Response(content, media_type=media_type(format), headers=headers)
 
 
 def _developed(

@@ -24,7 +24,7 @@ from service.fields import NOT_A_FILE, REPEATED
 from service.schemas import FILES
 
 MULTIPART = "multipart/form-data"
-IMAGE_TYPES = ("image/jpeg", "image/jpg", "image/png", "image/webp", "image/gif")
+IMAGE_TYPES = ("image/jpeg", "image/jpg", "image/png", "image/webp", "image/gif", "video/mp4", "video/quicktime")
 IMAGE_FIELD = "image"
 MAX_PARTS = 32
 
@@ -72,8 +72,8 @@ async def read_upload(
                 content = b"".join([chunk async for chunk in _bounded(request, limits.max_bytes)])
                 return Upload(content, query)
     raise UnsupportedMediaType(
-        f"the Content-Type {media_type[:64]!r} is not read here: send image/jpeg, image/png, image/webp or "
-        f"image/gif with the image as the body, or {MULTIPART} with the file field {IMAGE_FIELD!r}"
+        f"the Content-Type {media_type[:64]!r} is not read here: send image/jpeg, image/png, image/webp, "
+        f"image/gif or video/mp4 with the image as the body, or {MULTIPART} with the file field {IMAGE_FIELD!r}"
     )
 
 

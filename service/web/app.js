@@ -7,7 +7,7 @@ import { Live } from "/web/live.js";
 import { Looks } from "/web/looks.js";
 import { Mixer } from "/web/mixer.js";
 import { Own, PAINTING } from "/web/own.js";
-import { Photo, PREVIEW_SIDE, watchForPhotos } from "/web/photo.js";
+import { isClip, Photo, PREVIEW_SIDE, watchForPhotos } from "/web/photo.js";
 import { loadStyles, stylise } from "/web/service.js";
 import { preferred, speak, t } from "/web/strings.js";
 import { Workshop } from "/web/workshop.js";
@@ -15,6 +15,7 @@ import { Workshop } from "/web/workshop.js";
 const $ = (id) => document.getElementById(id);
 const MASK_SIDE = 512; // pixels
 const FALLBACK_SIDE = 2048; // where the service does not make a picture as large as the photo
+const MOVING_SIDE = 512; // the same of what moves: all of its frames count
 const TOO_LARGE = ["too_many_pixels", "too_many_bytes", "gatys_unavailable"]; // the last: no workers for large pictures
 const INSTALL_TRIES = 10;
 const INSTALL_MS = 1000;
@@ -32,6 +33,7 @@ const own = new Own(paintingChosen, (job) => workshop.jobs.add(job), () => refre
 
 async function order(image, side) {
   const fields = { style: mixer.mix, ...looks.fields(side) };
+  if (photo.moves) fields.stroke = ""; // its strokes are the network's own
   return { image, mask: await brush.blob(), style_image: await own.file(fields), fields };
 }
 
@@ -87,10 +89,7 @@ async function download() {
   try {
     const { blob, style } = await paintFull();
     saveFile(blob, style);
-    show($("result"), blob);
-    const { width, height } = await createImageBitmap(blob);
-    const whole = width === photo.width && height === photo.height;
-    say(t(whole ? "saved" : "savedSmaller", { width, height }));
+    await finished(blob);
   } catch (error) {
     failed(error);
   } finally {
@@ -99,20 +98,31 @@ async function download() {
   }
 }
 
+/** The picture at full size is here, and saved; a clip plays below its first frame. */
+async function finished(blob) {
+  $("film").hidden = !isClip(blob);
+  show(isClip(blob) ? $("film") : $("result"), blob);
+  if (isClip(blob)) return say(t("savedClip"));
+  const { width, height } = await createImageBitmap(blob);
+  const whole = width === photo.width && height === photo.height;
+  say(t(whole ? "saved" : "savedSmaller", { width, height }));
+}
+
 /** As large as the photo, with the preview's strokes; or as large as the service makes it. */
 async function paintFull() {
   const side = Math.max(photo.width, photo.height);
+  const fallback = photo.moves ? MOVING_SIDE : FALLBACK_SIDE;
   try {
-    return await paintWithin(photo.isTaken ? side : Math.min(side, FALLBACK_SIDE));
+    return await paintWithin(photo.isTaken ? side : Math.min(side, fallback));
   } catch (error) {
-    if (!TOO_LARGE.includes(error.code) || side <= FALLBACK_SIDE) throw error;
-    return paintWithin(FALLBACK_SIDE);
+    if (!TOO_LARGE.includes(error.code) || side <= fallback) throw error;
+    return paintWithin(fallback);
   }
 }
 
 async function paintWithin(side) {
   const whole = side >= Math.max(photo.width, photo.height);
-  const asked = await order(whole ? photo.blob : await photo.shrunk(side), side);
+  const asked = await order(whole || photo.moves ? photo.blob : await photo.shrunk(side), side);
   const progress = (share) => say(t("paintingTiles", { percent: Math.round(100 * share) }));
   return stylise({ ...asked, fields: { ...asked.fields, max_side: side } }, undefined, progress);
 }
@@ -125,6 +135,7 @@ async function take(blob) {
     return;
   }
   brush.begin(photo.size(MASK_SIDE));
+  $("film").hidden = true;
   const small = await photo.within(PREVIEW_SIDE);
   for (const id of ["before", "result"]) show($(id), small);
   $("before").alt = t("before");
@@ -137,6 +148,8 @@ async function take(blob) {
 
 /** Said before anything is sent. */
 function note() {
+  for (const stroke of document.querySelectorAll("input[name=stroke]")) stroke.disabled = photo.moves;
+  if (photo.moves) return void ($("photo-note").textContent = t("movingPhoto"));
   const megapixels = Math.round(photo.width * photo.height / 1e6);
   $("photo-note").textContent = photo.isTaken ? "" : t("largePhoto", { megapixels, side: FALLBACK_SIDE });
 }
@@ -151,6 +164,7 @@ function another() {
   photo = null;
   $("brush-set").disabled = true;
   $("photo-note").textContent = "";
+  $("film").hidden = true;
   visible(false);
   say("");
 }

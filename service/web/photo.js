@@ -4,7 +4,8 @@ import { Problem } from "/web/service.js";
 import { t } from "/web/strings.js";
 
 export const PREVIEW_SIDE = 1024; // pixels, the longer side
-const TYPES = ["image/jpeg", "image/png", "image/webp"];
+const TYPES = ["image/jpeg", "image/png", "image/webp", "image/gif", "video/mp4", "video/quicktime"];
+const HEAD = 4096; // bytes that say whether a PNG or WebP moves
 const TAKEN = { pixels: 2 ** 26, bytes: 2 ** 25 }; // what the service takes in, by default
 const QUALITY = 0.92;
 const $ = (id) => document.getElementById(id);
@@ -14,8 +15,11 @@ export class Photo {
   static async open(blob) {
     if (!TYPES.includes(blob?.type)) throw new Problem(t("notAnImage"));
     try {
-      const [width, height] = await measured(blob);
+      const frame = isClip(blob) ? await firstFrame(blob) : null;
+      const [width, height] = frame ? [frame.width, frame.height] : await measured(blob);
       const photo = new Photo(blob, width, height);
+      photo.still = frame ?? blob;
+      photo.moves = await isMoving(blob);
       photo.bitmap = await photo.decoded(PREVIEW_SIDE);
       photo.type = blob.type === "image/jpeg" || isOpaque(photo.bitmap) ? "image/jpeg" : "image/png";
       return photo;
@@ -48,7 +52,7 @@ export class Photo {
   /** The photo as it is sent for a result of so many pixels: no larger than it need be, or than the service takes. */
   async sized(side) {
     if (side <= PREVIEW_SIDE) return this.within(side);
-    return this.isTaken ? this.blob : this.shrunk(side);
+    return this.isTaken && !this.moves ? this.blob : this.shrunk(side);
   }
 
   /** A copy within `side`, from the file. */
@@ -69,11 +73,33 @@ export class Photo {
 
   decoded(side) {
     const [resizeWidth, resizeHeight] = this.size(side);
-    return createImageBitmap(this.blob, { resizeWidth, resizeHeight, resizeQuality: "medium" });
+    return createImageBitmap(this.still, { resizeWidth, resizeHeight, resizeQuality: "medium" });
   }
 }
 
 export const blobOf = (canvas, type) => new Promise((resolve) => canvas.toBlob(resolve, type, QUALITY));
+
+export const isClip = (blob) => blob.type.startsWith("video/");
+
+/** Whether it is answered as an animation or a clip. */
+async function isMoving(blob) {
+  if (isClip(blob) || blob.type === "image/gif") return true;
+  const head = new Uint8Array(await blob.slice(0, HEAD).arrayBuffer());
+  if (blob.type === "image/webp") return String.fromCharCode(...head.slice(12, 16)) === "VP8X" && (head[20] & 2) !== 0;
+  return blob.type === "image/png" && new TextDecoder("latin1").decode(head).split("IDAT")[0].includes("acTL");
+}
+
+/** The first picture of a clip, upright. */
+async function firstFrame(blob) {
+  const video = Object.assign(document.createElement("video"), { muted: true, playsInline: true, preload: "auto" });
+  video.src = URL.createObjectURL(blob);
+  try {
+    await new Promise((resolve, reject) => Object.assign(video, { onloadeddata: resolve, onerror: reject }));
+    return await createImageBitmap(video);
+  } finally {
+    URL.revokeObjectURL(video.src);
+  }
+}
 
 /** Width and height from the file's head, upright: an <img> decodes no pixels before it is painted. */
 async function measured(blob) {

@@ -22,7 +22,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service.logs": set(),
     "service.tracing": {"service.logs", "service.errors"},
     "service.images": {"service.errors"},
-    "service.animations": {"service.images", "service.errors"},
+    "service.video": {"service.errors"},
+    "service.animations": {"service.video", "service.images", "service.errors"},
     "service.models": {"service.models", "service.images", "service.errors"},
     "service.batching": {"service.metrics", "service.errors"},
     "service.engine": {"service.batching", "service.models", "service.metrics", "service.errors"},
@@ -38,7 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "service.fields", "service.models", "service.images", "service.colour", "service.masks", "service.errors",
     },
     "service.painting": {
-        "service.animations",
+        "service.animations", "service.video",
         "service.schemas", "service.models", "service.images", "service.colour", "service.masks", "service.errors",
     },
     "service.client": {
@@ -100,6 +101,7 @@ ONLY_HERE = {
     "redis": {"service.jobs.distributed"},
     "fsspec": {"service.jobs.distributed"},
     "opentelemetry": {"service.tracing"},
+    "av": {"service.video"},
     "PIL": {"service.images", "service.animations", "service.gatys", "export"},
 }
 

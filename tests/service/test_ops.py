@@ -138,6 +138,7 @@ def test_the_schema_tells_of_both_ways_in_and_of_problems(client: TestClient) ->
         "image/png",
         "image/webp",
         "image/gif",
+        "video/mp4",
         "multipart/form-data",
     }
     assert {"style", "strength", "deadline_ms"} <= {parameter["name"] for parameter in operation["parameters"]}

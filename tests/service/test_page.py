@@ -17,8 +17,10 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
 from tests.service.chromium import NEEDS_CHROMIUM, PATIENCE_MS, browser, complaints, opened
+from tests.service.clips import clip, played
 from tests.service.live import live
 from tests.service.pictures import encoded, gradient
+from tests.service.test_animations import animation
 from tests.service.test_process import serving, wait_until_ready
 from tests.service.toy import VECTORS, toy_stylized, write_conditional, write_store
 
@@ -157,6 +159,28 @@ def test_a_poster_is_a_job_and_saved_in_its_size(page: Page, tmp_path: Path) -> 
     assert result.shape == large.shape
     assert np.abs(result.astype(int) - toy_stylized(large, VECTORS["red"])).mean() < 3
     said(page, re.compile("2200 . 2000"))
+
+
+@pytest.mark.parametrize("kind", ["gif", "mp4"])
+def test_what_moves_is_shown_still_and_saved_moving(page: Page, tmp_path: Path, kind: str) -> None:
+    (tmp_path / f"a.{kind}").write_bytes(clip((96, 64)) if kind == "mp4" else animation("gif"))
+    page.set_input_files("#file", tmp_path / f"a.{kind}")
+    only(page, "red")
+    said(page, re.compile(r"^Red · "))
+    expect(page.locator("#photo-note")).to_contain_text("This moves")
+    with page.expect_download(timeout=PATIENCE_MS) as download:
+        page.get_by_role("button", name="Download full size").click()
+    assert download.value.suggested_filename == f"red.{kind}"
+    download.value.save_as(tmp_path / "saved")
+    content = (tmp_path / "saved").read_bytes()
+    if kind == "mp4":
+        said(page, "plays here")
+        page.wait_for_function("document.getElementById('film').readyState >= 2", timeout=PATIENCE_MS)
+        frames, times_s = played(content)
+        assert times_s == played(clip((96, 64)))[1]
+        assert np.abs(frames[0].astype(int) - toy_stylized(gradient(96, 64), VECTORS["red"])).mean() < 4
+    else:
+        assert Image.open(tmp_path / "saved").n_frames == 3  # type: ignore[attr-defined]
 
 
 def test_before_and_after_are_compared_by_the_keyboard(page: Page, photo: Path) -> None:
