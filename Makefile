@@ -59,5 +59,5 @@ $(VENV)/.serve: pyproject.toml constraints.txt | $(BIN)/python
 # torch first and alone: a CPU build where there is one, instead of several GB of CUDA libraries
 $(VENV)/.develop: pyproject.toml constraints.txt $(VENV)/.serve
 	$(PIP) "$$(grep '^torch==' constraints.txt)"
-	$(PIP) --editable '.[$(RUNTIME),export,gatys,distributed,dev]'
+	$(PIP) --editable '.[$(RUNTIME),export,gatys,distributed,openvino,dev]'
 	@touch $@

@@ -36,9 +36,9 @@ class Settings(BaseModel):
     model_store: Path = Field(
         default=Path(__file__).parent.parent / "model_store", description="folder of `<model>/<version>/model.json`"
     )
-    provider: Literal["auto", "cuda", "cpu"] = Field(
+    provider: Literal["auto", "cuda", "cpu", "openvino"] = Field(
         default="auto",
-        description="where networks run; `cuda` refuses to start without one, `auto` falls back to the CPU",
+        description="where networks run; `cuda`, `openvino` refuse to start without it, `auto` falls back to the CPU",
     )
     gpu_mem_limit_bytes: int | None = Field(
         default=None, ge=1, description="most of a GPU's memory that each model's arena may take, in bytes"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import math
 import os
@@ -24,16 +25,21 @@ from service.models.store import StoredModel, TensorSpec
 
 log = logging.getLogger(__name__)
 
-Provider = Literal["cuda", "cpu"]
-ProviderChoice = Literal["auto", "cuda", "cpu"]  # what is asked for
-EXECUTION_PROVIDERS: dict[Provider, str] = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
-PROVIDER_OPTIONS: dict[Provider, dict[str, str]] = {
+OnnxRuntimeProvider = Literal["cuda", "cpu"]
+Provider = Literal["cuda", "cpu", "openvino"]
+ProviderChoice = Literal["auto", "cuda", "cpu", "openvino"]  # what is asked for
+EXECUTION_PROVIDERS: dict[OnnxRuntimeProvider, str] = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
+PROVIDER_OPTIONS: dict[OnnxRuntimeProvider, dict[str, str]] = {
     # The exhaustive search would stall every new shape of a picture; the arena grows by what is asked, not by doubling.
     "cuda": {"cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"},
     "cpu": {},
 }
 SETTLE_SIDE = 64  # pixels
-WARM_SIDES: dict[Provider, tuple[int, ...]] = {"cuda": (SETTLE_SIDE, 256, 512, 1024), "cpu": (SETTLE_SIDE,)}  # pixels
+WARM_SIDES: dict[Provider, tuple[int, ...]] = {  # pixels
+    "cuda": (SETTLE_SIDE, 256, 512, 1024),
+    "cpu": (SETTLE_SIDE,),
+    "openvino": (SETTLE_SIDE,),
+}
 DTYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
 
 Images = npt.NDArray[np.uint8]  # (N, H, W, 3) sRGB
@@ -60,7 +66,7 @@ class Session:
         self._card = model.card
         self.label = model.card.label
         self._session = open_session(self.label, model.graph, provider, threads, gpu_mem_limit_bytes)
-        self.provider: Provider = "cuda" if EXECUTION_PROVIDERS["cuda"] in self._session.get_providers() else "cpu"
+        self.provider: Provider = _provider_of(self._session)
         if provider == "cuda" and self.provider != "cuda":
             raise ConfigurationError("STYLIZE_PROVIDER=cuda, but ONNX Runtime gave this session the CPU")
         if provider == "auto" and self.provider == "cpu" and len(_wanted(provider)) == 2:
@@ -109,6 +115,11 @@ def open_session(
     gpu_mem_limit_bytes: int | None = None,
 ) -> ort.InferenceSession:
     """A session of an ONNX file's bytes, set as all of ours are. Raises ModelRefused."""
+    if provider == "openvino":
+        from service.models.openvino import OpenVinoSession  # an extra
+
+        with translating({Exception: lambda error: ModelRefused(label, f"OpenVINO: {error}")}):
+            return OpenVinoSession(graph, threads)
     with translating({Exception: lambda error: ModelRefused(label, f"ONNX Runtime: {error}")}):
         return ort.InferenceSession(graph, _options(threads), providers=_wanted(provider, gpu_mem_limit_bytes))
 
@@ -179,7 +190,10 @@ def shrinking(provider: Provider) -> ort.RunOptions:
 
 
 def check_provider(provider: ProviderChoice) -> None:
-    """Raises ConfigurationError where ``cuda`` is demanded of a runtime that was built without it."""
+    """Raises ConfigurationError where CUDA is demanded of a runtime that was built without it, or an OpenVINO that is
+    not installed."""
+    if provider == "openvino" and importlib.util.find_spec("openvino") is None:
+        raise ConfigurationError("STYLIZE_PROVIDER=openvino, but it is not installed: pip install '.[openvino]'")
     if provider == "cuda" and EXECUTION_PROVIDERS["cuda"] not in ort.get_available_providers():
         raise ConfigurationError(
             "STYLIZE_PROVIDER=cuda, but this ONNX Runtime has no CUDA: install onnxruntime-gpu, or set auto or cpu"
@@ -238,10 +252,18 @@ def _text(path: Path) -> str:
 
 def _wanted(provider: ProviderChoice, gpu_mem_limit_bytes: int | None = None) -> list[tuple[str, dict[str, str]]]:
     available = ort.get_available_providers()
-    order: list[Provider] = ["cpu"] if provider == "cpu" else ["cuda", "cpu"]
+    order: list[OnnxRuntimeProvider] = ["cpu"] if provider == "cpu" else ["cuda", "cpu"]
     limits = {} if gpu_mem_limit_bytes is None else {"gpu_mem_limit": str(gpu_mem_limit_bytes)}
     options = PROVIDER_OPTIONS | {"cuda": PROVIDER_OPTIONS["cuda"] | limits}
     return [(EXECUTION_PROVIDERS[name], options[name]) for name in order if EXECUTION_PROVIDERS[name] in available]
+
+
+def _provider_of(session: ort.InferenceSession) -> Provider:
+    """What it runs on, in truth."""
+    found = session.get_providers()
+    if EXECUTION_PROVIDERS["cuda"] in found:
+        return "cuda"
+    return "cpu" if EXECUTION_PROVIDERS["cpu"] in found else "openvino"
 
 
 def _options(threads: int) -> ort.SessionOptions:

@@ -94,6 +94,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 ONLY_HERE = {
     "torch": {"service.gatys", "service.jobs.worker", "export"},
     "onnxruntime": {"service.models.session", "export"},
+    "openvino": {"service.models.openvino"},
     "fastapi": {"service.app", "service.routes"},
     "httpx2": {"service.client"},
     "celery": {"service.jobs.distributed"},
