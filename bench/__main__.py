@@ -90,13 +90,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.part == "pictures":
         print(take_pictures(DOCS))
         return 0
+    if options.part in ("arbitrary", "excess") and not options.corpus:
+        parser.error(f"{options.part} needs --corpus")
     if options.part == "arbitrary":
-        if not options.corpus:
-            parser.error("arbitrary needs --corpus")
         found.append(compare_encoders(options.corpus, options.rounds))
     if options.part == "excess":
-        if not options.corpus:
-            parser.error("excess needs --corpus")
         found.append(compare_excesses(options.corpus, DOCS / "arbitrary.jpg", options.steps))
     if options.part == "settings":
         found.append(settings(options.rounds, options.cell))

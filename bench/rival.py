@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import statistics
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ import numpy.typing as npt
 import onnxruntime as ort  # type: ignore[import-untyped]
 
 from bench.venvs import python_with
-from bench.work import SETTINGS
+from bench.work import SETTINGS, medians_ms
 from service.models.session import Session
 from service.models.store import ModelStore, StoredModel
 
@@ -35,14 +34,8 @@ def compare_with_rival(rounds: int) -> str:
     medians: dict[str, list[float]] = {name: [] for name in runs}
     for side in SIDES:
         image = np.random.default_rng(side).integers(0, 256, (1, side, side, 3), dtype=np.uint8)
-        times: dict[str, list[float]] = {name: [] for name in runs}
-        for _ in range(rounds + 1):  # the first round warms up
-            for name, run in runs.items():
-                started = time.perf_counter()
-                run(image)
-                times[name].append(time.perf_counter() - started)
-        for name, seconds in times.items():
-            medians[name].append(1000 * statistics.median(seconds[1:]))
+        for name, ms in medians_ms({name: partial(run, image) for name, run in runs.items()}, rounds).items():
+            medians[name].append(ms)
     lines = [
         f"## One thread, one picture: milliseconds (medians of {rounds} interleaved rounds)",
         "",

@@ -6,7 +6,6 @@ import io
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -18,7 +17,7 @@ from PIL import Image
 from bench.load import Plan, fire
 from bench.processes import running
 from bench.servers import ours
-from bench.work import PHOTO, STYLE, jpeg, shipped
+from bench.work import PHOTO, STYLE, jpeg, medians_ms, shipped
 from service.models.session import cpu_quota
 
 BATCH_PIXELS = {"0, none": 0, "2^16, shipped": 2**16, "2^18": 2**18, "2^20": 2**20}
@@ -69,9 +68,9 @@ def _threads(rounds: int) -> list[str]:
     for side in RUN_SIDES:
         image = np.random.default_rng(side).integers(0, 256, (1, side, side, 3), dtype=np.uint8)
         works = {name: partial(session.run, None, {"image": image, "style": row}) for name, session in sessions.items()}
-        alone = _medians_ms(works, rounds)
+        alone = medians_ms(works, rounds)
         with _a_busy_neighbour():
-            shared = _medians_ms(works, rounds)
+            shared = medians_ms(works, rounds)
         for name in sessions:
             cells[name].append(f"{alone[name]:.0f} / {shared[name]:.0f}")
     title = f"Threads of ONNX Runtime (shipped: {quota}, no spinning): ms alone / beside a process that wants a core"
@@ -106,7 +105,7 @@ def _codecs(rounds: int) -> list[str]:
             for method in (0, 2, 4)
         },
     }
-    ms = _medians_ms(works, rounds)
+    ms = medians_ms(works, rounds)
     shipped = ("PNG, level 1", "WebP, method 0")
     cells = {
         name + (", shipped" if name in shipped else ""): [f"{ms[name]:.0f}", f"{work() / 1000:.0f}"]
@@ -120,7 +119,7 @@ def _codecs(rounds: int) -> list[str]:
     }
     lines = _table("Encoding a 1024 x 1024 painting", ["ms", "KB"], cells)
     title = f"A {LARGE[0]} x {LARGE[1]} JPEG to {SMALL} px"
-    return lines + _table(title, ["ms"], {name: [f"{ms:.0f}"] for name, ms in _medians_ms(decoding, rounds).items()})
+    return lines + _table(title, ["ms"], {name: [f"{ms:.0f}"] for name, ms in medians_ms(decoding, rounds).items()})
 
 
 def _encoded(picture: Image.Image, format: str, **options: int) -> int:
@@ -136,16 +135,6 @@ def _decoded(content: bytes, draft: bool) -> Image.Image:
         if draft:
             photo.draft(None, size)
         return photo.resize(size, Image.Resampling.LANCZOS)
-
-
-def _medians_ms(works: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    times: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(rounds + 1):  # the first round warms up
-        for name, work in works.items():
-            started = time.perf_counter()
-            work()
-            times[name].append(time.perf_counter() - started)
-    return {name: 1000 * statistics.median(seconds[1:]) for name, seconds in times.items()}
 
 
 def _table(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> list[str]:

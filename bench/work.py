@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+import statistics
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +51,17 @@ def in_process(photo: bytes) -> InProcess:
         return encode(Picture(session.run(_decoded(photo), row)[0]), "jpeg", 90)
 
     return InProcess(lambda: session.run(pixels, row), stylize)
+
+
+def medians_ms(acts: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """How long each act takes, by its name: all of them in turn in every round, the first of which warms up."""
+    seconds: dict[str, list[float]] = {name: [] for name in acts}
+    for _ in range(rounds + 1):
+        for name, act in acts.items():
+            started = time.perf_counter()
+            act()
+            seconds[name].append(time.perf_counter() - started)
+    return {name: 1000 * statistics.median(found[1:]) for name, found in seconds.items()}
 
 
 def jpeg(width: int, height: int) -> bytes:

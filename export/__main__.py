@@ -196,11 +196,16 @@ def _evaluate(options: argparse.Namespace) -> None:
     from export.sheet import contact_sheet
     from service.models.store import ModelStore
 
-    card = ModelStore(options.model.parent.parent).load(options.model).card
+    store = ModelStore(options.model.parent.parent)
+    stored = store.load(options.model)
+    card = stored.card
     if card.vectors_of:
         names = card.training["held_out"][: options.held_out]
         paintings = [unknown_painting(options.paintings / name) for name in names]
-        stylize, side = evaluate.encoder_stylizer(options.model, paintings), card.vectors_of.painting_side_px
+        stylize, side = (
+            evaluate.encoder_stylizer(*evaluate.at_work(store, stored), paintings),
+            card.vectors_of.painting_side_px,
+        )
     else:
         chosen = options.styles or [style.name for style in card.styles]
         paintings = read_paintings(options.manifest, options.paintings, chosen)

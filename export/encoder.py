@@ -290,4 +290,4 @@ def _published(model: Path) -> tuple[Transformer, Tensor, str, str]:
         raise ValueError(f"{card.label} is a {card.kind} network: only a conditional one takes vectors")
     vectors = np.stack([vector for name, vector in stored.vectors.items() if name != PHOTO])
     transformer = load_graph(model / card.graph).transformer
-    return transformer, torch.from_numpy(vectors), card.label, card.files[card.graph]
+    return transformer, torch.from_numpy(vectors), card.label, card.graph_sha256

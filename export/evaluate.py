@@ -37,7 +37,7 @@ from service.gatys.pictures import to_pixels, to_tensor
 from service.gatys.vgg import VGG
 from service.models.encoder import Encoder, encoder_of
 from service.models.session import Session, cpu_quota
-from service.models.store import Card, ModelStore, file_sha256
+from service.models.store import Card, ModelStore, StoredModel, file_sha256
 
 PAINTING_SIDE, PHOTO_SIDE = 384, 288  # shorter sides, px
 EVALUATIONS = 300
@@ -175,21 +175,19 @@ def store_stylizer(folder: Path) -> Stylize:
     return stylize
 
 
-def encoder_stylizer(folder: Path, paintings: Sequence[Painting]) -> Stylize:
-    """An encoder of a store's folder and its network, run as the service runs them. A style is one of `paintings`."""
-    encoder, session = at_work(folder)
+def encoder_stylizer(encoder: Encoder, session: Session, paintings: Sequence[Painting]) -> Stylize:
+    """An encoder and its network, run as the service runs them. A style is one of `paintings`."""
     vectors = {p.name: encoder.vector(encoder.read(p.path.read_bytes(), MAX_PIXELS)) for p in paintings}
     return lambda pixels, style: session.run(pixels, vectors[style][None])
 
 
-def at_work(folder: Path) -> tuple[Encoder, Session]:
-    """An encoder of a store's folder, and the network of the store whose vectors it makes. Raises ValueError where that
-    is not there any more."""
-    store = ModelStore(folder.parent.parent)
-    encoder = encoder_of(store.load(folder), "cpu", cpu_quota())
-    for stored in store.networks():
-        if stored.card.graph and stored.card.files[stored.card.graph] == encoder.network_sha256:
-            return encoder, Session(stored, "cpu", cpu_quota())
+def at_work(store: ModelStore, stored: StoredModel) -> tuple[Encoder, Session]:
+    """An encoder of the store, and the network whose vectors it makes. Raises ValueError where that is not there any
+    more."""
+    encoder = encoder_of(stored, "cpu", cpu_quota())
+    for network in store.networks():
+        if network.card.graph_sha256 == encoder.network_sha256:
+            return encoder, Session(network, "cpu", cpu_quota())
     raise ValueError(f"{encoder.card.label} makes vectors for a {encoder.model} that is not in the store")
 
 

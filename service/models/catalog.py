@@ -37,7 +37,7 @@ class ServedModel:
     def __init__(self, stored: StoredModel, session: Session, tiled: TiledNetwork | None = None) -> None:
         self.card = stored.card
         self.name = stored.card.name
-        self.sha256 = stored.card.files[stored.card.graph] if stored.card.graph else ""
+        self.sha256 = stored.card.graph_sha256
         self.previews = stored.previews
         self.paintings = stored.paintings
         self.styles = {style.name: style for style in stored.card.styles}

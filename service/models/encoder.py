@@ -17,9 +17,8 @@ class Encoder:
 
     def __init__(self, stored: StoredModel, session: Session) -> None:
         assert stored.card.vectors_of is not None  # the card's own validation
-        assert stored.card.graph is not None
         self.card = stored.card
-        self.sha256 = stored.card.files[stored.card.graph]
+        self.sha256 = stored.card.graph_sha256
         self.network_sha256 = stored.card.vectors_of.sha256
         self.model = stored.card.vectors_of.model
         self.provider = session.provider

@@ -140,6 +140,11 @@ class Card(_Frozen):
         return f"{self.name}@{self.version}"
 
     @property
+    def graph_sha256(self) -> str:
+        """What tells this network from others; "" where there is no graph."""
+        return self.files[self.graph] if self.graph else ""
+
+    @property
     def dimension(self) -> int:
         """D, the length of a style vector; 0 for a classic network."""
         if self.kind == "encoder":
