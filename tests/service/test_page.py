@@ -175,7 +175,7 @@ def test_what_moves_is_shown_still_and_saved_moving(page: Page, tmp_path: Path, 
     content = (tmp_path / "saved").read_bytes()
     if kind == "mp4":
         said(page, "plays here")
-        page.wait_for_function("document.getElementById('film').readyState >= 2", timeout=PATIENCE_MS)
+        expect(page.locator("#film")).to_have_js_property("readyState", 4, timeout=PATIENCE_MS)
         frames, times_s = played(content)
         assert times_s == played(clip((96, 64)))[1]
         assert np.abs(frames[0].astype(int) - toy_stylized(gradient(96, 64), VECTORS["red"])).mean() < 4
