@@ -1,6 +1,6 @@
 // A painting of one's own: a style at once, by the encoder; and one that stays, once the network has been taught it.
 
-import { onDrop, Photo } from "/web/photo.js";
+import { onChosen, onDrop, Photo } from "/web/photo.js";
 import { deleteStyle, teach } from "/web/service.js";
 import { t } from "/web/strings.js";
 
@@ -18,11 +18,7 @@ export class Own {
     this.painting = null;
     this.thumbnail = "";
     this.models = [];
-    $("own-file").addEventListener("change", () => {
-      const [file] = $("own-file").files;
-      $("own-file").value = "";
-      if (file) this.take(file);
-    });
+    onChosen($("own-file"), (file) => this.take(file));
     onDrop($("own"), (file) => this.take(file));
     $("keep").addEventListener("click", () => this.keep());
   }

@@ -126,6 +126,15 @@ function isOpaque(bitmap) {
   return data.every((value, index) => index % 4 !== 3 || value === 255);
 }
 
+/** Call `take(file)` for what is chosen with a file input; the same file may be chosen again. */
+export function onChosen(input, take) {
+  input.addEventListener("change", () => {
+    const [file] = input.files;
+    input.value = "";
+    if (file) take(file);
+  });
+}
+
 /** Call `take(file)` for what is dropped there. */
 export function onDrop(element, take) {
   element.addEventListener("drop", (event) => {
@@ -137,11 +146,7 @@ export function onDrop(element, take) {
 
 /** Call `take(blob)` for every photo that comes in, `fail(problem)` where the camera is refused. */
 export function watchForPhotos(take, fail) {
-  $("file").addEventListener("change", () => {
-    const [file] = $("file").files;
-    $("file").value = ""; // so that the same file may be chosen again
-    if (file) take(file);
-  });
+  onChosen($("file"), take);
   $("example").addEventListener("click", async () => {
     const response = await fetch("/web/example.jpg").catch(() => null);
     response?.ok ? take(await response.blob()) : fail(new Problem(t("unreachable")));

@@ -1,7 +1,7 @@
 // The slow way: any painting, an order for the optimisation, and the jobs that came of it.
 
 import { Jobs } from "/web/jobs.js";
-import { onDrop, Photo } from "/web/photo.js";
+import { onChosen, onDrop, Photo } from "/web/photo.js";
 import { optimise, Problem } from "/web/service.js";
 import { t } from "/web/strings.js";
 
@@ -18,11 +18,7 @@ export class Workshop {
     this.painting = null;
     this.url = ""; // of the painting as it is shown
     this.jobs = new Jobs(made);
-    $("painting-file").addEventListener("change", () => {
-      const [file] = $("painting-file").files;
-      $("painting-file").value = "";
-      if (file) this.take(file);
-    });
+    onChosen($("painting-file"), (file) => this.take(file));
     onDrop($("painting-drop"), (file) => this.take(file));
     $("shipped").addEventListener("change", () => this.draw());
     $("order").addEventListener("submit", (event) => { event.preventDefault(); this.submit(); });
