@@ -92,7 +92,7 @@ def _won(ours: Sequence[Judged], theirs: Sequence[Judged]) -> str:
 def encoders() -> list[Maker]:
     """The store's encoders, each with the network whose vectors it makes."""
     store = ModelStore(SETTINGS.model_store)
-    return [at_work(store, stored) for stored in store.encoders()]
+    return [at_work(store, stored) for stored in store.of_kinds("encoder")]
 
 
 def _name(maker: Maker) -> str:

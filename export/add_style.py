@@ -17,7 +17,7 @@ from export.publish import preview_path, preview_picture, ship, style_entry, wri
 from export.to_onnx import PixelGraph, load_graph
 from export.train import StyledNetwork, TrainConfig, Trainer
 from export.verify import verify
-from service.gatys.losses import TRAINING_STYLE_LAYERS, grams_of, style_losses
+from service.gatys.perceptual import nearest
 from service.models.store import NAME_PATTERN, PHOTO, Card, ModelStore, StoredModel, file_sha256
 
 CONFIG = TrainConfig(
@@ -68,15 +68,8 @@ def add_style(
 def _nearest_vector(trainer: Trainer, stored: StoredModel) -> torch.Tensor:
     """The stored vector, (1, D), whose pictures come closest to the painting's Gram matrices."""
     photos = trainer.photos.batch(0, COMPARED_PHOTOS, trainer.config.small_side)
-    targets = trainer.targets.of(torch.zeros(COMPARED_PHOTOS, dtype=torch.long))
-    distances = {}
-    for name, vector in stored.vectors.items():
-        if name != PHOTO:
-            with torch.no_grad():
-                pictures = trainer.network.transformer(photos, torch.from_numpy(vector).repeat(COMPARED_PHOTOS, 1))
-                features = trainer.vgg(pictures, TRAINING_STYLE_LAYERS)
-                distances[name] = float(style_losses(grams_of(features, TRAINING_STYLE_LAYERS), targets).mean())
-    return torch.from_numpy(stored.vectors[min(distances, key=distances.__getitem__)])[None]
+    vectors = {name: torch.from_numpy(vector) for name, vector in stored.vectors.items() if name != PHOTO}
+    return vectors[nearest(trainer.network.transformer, trainer.vgg, photos, trainer.targets.grams, vectors)][None]
 
 
 def _install(model: Path, stored: StoredModel, painting: Painting, trainer: Trainer, preview_photo: Path) -> Card:

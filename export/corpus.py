@@ -12,11 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 from torch import Tensor
 
 from export.data import PICTURE_SUFFIXES
-from service.gatys.pictures import to_tensor
+from service.gatys.pictures import read_picture, square_crop, to_tensor
 
 SCALES = (1.0, 2.0)  # side of what is cut out over the crop's: 2 is a finer stroke
 MIXED, TEXTURES = 0.15, 0.1  # shares: in the colours of another painting; made by ourselves
@@ -78,13 +77,7 @@ def _digest(path: Path) -> str:
 
 
 def _crop(path: Path, side: int, rng: np.random.Generator) -> Canvas:
-    with Image.open(path) as file:
-        painting = file.convert("RGB")
-    edge = min(*painting.size, side * rng.uniform(*SCALES))
-    left, top = rng.uniform(0, painting.width - edge), rng.uniform(0, painting.height - edge)
-    box = (left, top, left + edge, top + edge)
-    crop = np.asarray(painting.resize((side, side), Image.Resampling.LANCZOS, box=box), np.float32)
-    return crop[:, ::-1] if rng.random() < 0.5 else crop
+    return square_crop(read_picture(path), side, SCALES, rng).astype(np.float32)
 
 
 def _recoloured(crop: Canvas, palette: Canvas) -> Canvas:

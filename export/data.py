@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from service.gatys.pictures import to_tensor
+from service.gatys.pictures import read_picture, square_crop, to_tensor
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 CROPPED = (0.7, 1.7)  # side of what is cut out over the crop's: enlarged, a photo is as smooth as one of more pixels
@@ -60,8 +60,7 @@ def unknown_painting(path: Path) -> Painting:
 
 def load_picture(path: Path, *, short_side: int | None = None) -> Tensor:
     """A picture file -> (1, 3, H, W), RGB 0-1; its shorter side scaled to `short_side` px where that is given."""
-    with Image.open(path) as file:
-        picture = file.convert("RGB")
+    picture = read_picture(path)
     if short_side is not None:
         scale = short_side / min(picture.size)
         size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
@@ -81,7 +80,8 @@ class Photos:
     def batch(self, step: int, count: int, side: int) -> Tensor:
         """The crops of one step: (count, 3, side, side), 0-1. Scale jittered, mirrored half of the time."""
         rng = np.random.default_rng([self.seed, step])
-        crops = [self._crop(self.paths[index], side, rng) for index in rng.integers(len(self.paths), size=count)]
+        chosen = (self.paths[index] for index in rng.integers(len(self.paths), size=count))
+        crops = [square_crop(read_picture(path), side, CROPPED, rng, Image.Resampling.BICUBIC) for path in chosen]
         return to_tensor(np.stack(crops))
 
     def batches(self, steps: Sequence[tuple[int, int, int]]) -> Iterator[Tensor]:
@@ -93,14 +93,3 @@ class Photos:
                 yield futures.pop(0).result()
             if futures:
                 yield futures.pop().result()
-
-    @staticmethod
-    def _crop(path: Path, side: int, rng: np.random.Generator) -> np.ndarray:
-        with Image.open(path) as file:
-            photo = file.convert("RGB")
-        short = min(photo.size)
-        edge = min(short, side * rng.uniform(*CROPPED))
-        left, top = rng.uniform(0, photo.width - edge), rng.uniform(0, photo.height - edge)
-        box = (left, top, left + edge, top + edge)
-        crop = np.asarray(photo.resize((side, side), Image.Resampling.BICUBIC, box=box))
-        return crop[:, ::-1] if rng.random() < 0.5 else crop

@@ -29,7 +29,7 @@ from service.gatys.losses import (
     content_losses,
     grams_of,
 )
-from service.gatys.perceptual import LossWeights, batch_losses
+from service.gatys.perceptual import LossWeights, batch_losses, learning_rate, moving_average
 from service.gatys.transformer import Transformer, TransformerConfig, neutral_vector
 from service.gatys.vgg import VGG
 
@@ -69,13 +69,8 @@ class TrainConfig:
         return step, self.batch, self.small_side if step < self.small_steps else self.side
 
     def rate(self, step: int) -> float:
-        """The learning rate of a step: a linear warm-up, then a cosine to zero."""
-        return (
-            self.learning_rate
-            * min(1.0, (step + 1) / self.warmup_steps)
-            * 0.5
-            * (1 + math.cos(math.pi * step / self.steps))
-        )
+        """The learning rate of a step."""
+        return learning_rate(step, self.steps, self.learning_rate, self.warmup_steps)
 
 
 class StyledNetwork(nn.Module):
@@ -323,7 +318,7 @@ class Trainer:
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()
         for name, value in self.network.named_parameters():
-            self.average[name].lerp_(value.detach(), 1 - min(self.config.average, (1 + self.step) / (10 + self.step)))
+            moving_average(self.average[name], value, self.step, self.config.average)
         return torch.cat([total.detach()[None], parts]).cpu()
 
     def _resume(self) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -100,13 +101,20 @@ def _followed(client: Client, order: GatysOrder, name: str, quiet: bool) -> Opti
     job = client.submit(order)
     if not quiet:
         bar(0, f"{name}: number {job.position} in the queue" if job.position else name)
-    try:
+    with attended(client, job.id):
         return client.wait(job, partial(told, name) if not quiet else lambda event: None)
+
+
+@contextmanager
+def attended(client: Client, job_id: str) -> Iterator[None]:
+    """A job is waited for in the block: Ctrl-C cancels it, and where its server is lost that is said of it."""
+    try:
+        yield
     except KeyboardInterrupt:
-        client.cancel(job.id)
+        client.cancel(job_id)
         raise
     except Unreachable as error:
-        raise Unreachable(f"{error}. Job {job.id} goes on, or will, where it is") from error
+        raise Unreachable(f"{error}. Job {job_id} goes on, or will, where it is") from error
 
 
 def told(name: str, event: Event) -> None:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from service.cli_gatys import SERVER, told
+from service.cli_gatys import SERVER, attended, told
 from service.client import Client, StyleOrder
 from service.terminal import DONE, WrongUse, read, say
 
@@ -61,11 +61,8 @@ def _parser() -> argparse.ArgumentParser:
 def _add(client: Client, options: argparse.Namespace) -> None:
     given = {name: getattr(options, name) for name in ("title", "artist", "year", "credit", "steps", "model")}
     job = client.submit_style(StyleOrder(read(options.what), options.name, **given))
-    try:
+    with attended(client, job.id):
         style = client.style_of(job, partial(told, options.what.name) if not options.quiet else lambda event: None)
-    except KeyboardInterrupt:
-        client.cancel(job.id)
-        raise
     _say(f"{style.name} is there, in {', '.join(style.models)}", options)
 
 

@@ -71,6 +71,7 @@ class Photo:
 
 
 def media_type(format: AnyFormat) -> str:
+    """As ``Content-Type`` has it."""
     return "video/mp4" if format == "mp4" else f"image/{format}"
 
 

@@ -40,11 +40,11 @@ class Local:
     def __init__(self, store: Path, provider: ProviderChoice = "auto") -> None:
         check_provider(provider)
         threads = cpu_quota()
-        stored = ModelStore(store)
-        networks = [served(model, provider, threads) for model in stored.networks()]
+        stored = ModelStore(store).of_kinds("conditional", "classic", "encoder")
+        networks = [served(model, provider, threads) for model in stored if model.card.kind != "encoder"]
         if not networks:
             raise ModelRefused(str(store), "holds no network that can stylise")
-        encoders = [encoder_of(model, provider, threads) for model in stored.encoders()]
+        encoders = [encoder_of(model, provider, threads) for model in stored if model.card.kind == "encoder"]
         self._catalog = Catalog.of(networks, encoders)
 
     def styles(self) -> list[StyleEntry]:

@@ -24,7 +24,7 @@ from service.jobs.supervisor import Supervisor
 from service.models.catalog import Catalog
 from service.models.encoder import painting_size
 from service.models.packs import Pack, PackFolder
-from service.models.store import PAINTING, PHOTO, Name
+from service.models.store import PAINTING, StyleName
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class StyleFields(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Name
+    name: StyleName
     title: Annotated[str, Field(max_length=200)] | None = None
     artist: str = Field(UNKNOWN, max_length=200)
     year: str = Field(UNKNOWN, max_length=200)
@@ -59,8 +59,6 @@ class StyleFields(BaseModel):
         except ValidationError as error:
             unknown = "unknown field; there are " + ", ".join(cls.model_fields)
             raise InvalidFields(found + invalid(error, unknown)) from error
-        if valid.name in (PHOTO, PAINTING):
-            found.append(Offence("name", "has a meaning of its own, and is not a style's name"))
         able = [model.name for model in catalog.conditional]
         if valid.model not in (None, *able):
             found.append(Offence("model", f"no such model takes styles of one's own; there are {', '.join(able)}"))

@@ -59,3 +59,25 @@ def batch_losses(
     total = weights.style * style + weights.content * content + weights.tv * tv
     total = total + weights.overshoot * overshoot(stylised).mean() + weights.spikes * spikes
     return total, torch.stack([style, content, tv, spikes, spikes.new_tensor(math.nan)]).detach()
+
+
+def learning_rate(step: int, steps: int, highest: float, warmup_steps: int) -> float:
+    """Of a step: a linear warm-up, then a cosine to zero."""
+    return highest * min(1.0, (step + 1) / warmup_steps) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def moving_average(average: Tensor, value: Tensor, step: int, most: float) -> None:
+    """Moves `average` on, in place; the first steps count for more than 1 - `most`, or the start would last."""
+    average.lerp_(value.detach(), 1 - min(most, (1 + step) / (10 + step)))
+
+
+@torch.no_grad()
+def nearest(
+    network: nn.Module, vgg: VGG, photos: Tensor, targets: Mapping[str, Tensor], vectors: Mapping[str, Tensor]
+) -> str:
+    """The name of the one of `vectors`, (D,), whose pictures of `photos` come closest to a painting's Grams."""
+    distances = {}
+    for name, vector in vectors.items():
+        features = vgg(network(photos, vector.repeat(len(photos), 1)), TRAINING_STYLE_LAYERS)
+        distances[name] = float(style_losses(grams_of(features, TRAINING_STYLE_LAYERS), targets).mean())
+    return min(distances, key=distances.__getitem__)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import io
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,10 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from service.gatys.losses import TRAINING_STYLE_LAYERS, grams_of, style_losses
+from service.gatys.losses import TRAINING_STYLE_LAYERS, grams_of
 from service.gatys.optimize import Losses
-from service.gatys.perceptual import LossWeights, batch_losses
-from service.gatys.pictures import to_pixels, to_tensor
+from service.gatys.perceptual import LossWeights, batch_losses, learning_rate, moving_average, nearest
+from service.gatys.pictures import read_picture, square_crop, to_pixels, to_tensor
 from service.gatys.transformer import STRIDE, Transformer
 from service.gatys.vgg import VGG
 
@@ -29,6 +28,7 @@ BORDER = 16  # px, thrown away before the loss: VGG pads with zeros
 LEARNING_RATE, WARMUP = 1e-2, 10
 AVERAGE = 0.97
 ZOOM = (1.0, 1.4)
+COMPARED_PHOTOS = 4
 
 Pixels = npt.NDArray[np.uint8]  # (H, W, 3) sRGB
 Vector = npt.NDArray[np.float32]  # (D,)
@@ -77,18 +77,15 @@ def refine(
     start: State,
     *,
     steps: int,
-    photos: Sequence[Pixels] = (),
     seed: int = 0,
     observe: Callable[[Progress], None] = lambda progress: None,
 ) -> Vector:
-    """The vector (D,) of `painting`'s (H, W, 3) style, after so many steps in all. `photos`, none smaller than
-    CROP_SIDE: ours where there are none.
+    """The vector (D,) of `painting`'s (H, W, 3) style, after so many steps in all, on our own photos.
 
     `observe` is told of every step; what it raises ends the run.
     """
     device, network = vgg.mean.device, network.to(vgg.mean.device).requires_grad_(False)
-    photos = photos or [_read(path) for path in sorted(PHOTOS.glob("*.jpg"))]
-    targets = _grams(vgg, to_tensor(painting[None]).to(device))
+    photos, targets = _photos(), _grams(vgg, painting)
     parameter = torch.from_numpy(start.vector.copy()).to(device).requires_grad_(True)
     average, mean, square = (
         torch.from_numpy(values.copy()).to(device) for values in (start.average, start.mean, start.square)
@@ -97,7 +94,7 @@ def refine(
     optimizer.state[parameter] = {"step": torch.tensor(float(start.step)), "exp_avg": mean, "exp_avg_sq": square}
 
     def shown() -> Pixels:
-        photo = _read(PREVIEW_PHOTO)
+        photo = np.asarray(read_picture(PREVIEW_PHOTO))
         height, width = (side - side % STRIDE for side in photo.shape[:2])
         with torch.no_grad():
             pixels: Pixels = to_pixels(network(to_tensor(photo[None, :height, :width]).to(device), average[None]))[0]
@@ -108,13 +105,13 @@ def refine(
         return State(done, *(value.detach().cpu().numpy().copy() for value in values))
 
     for step in range(start.step, steps):
-        crop = _crop(photos, np.random.default_rng([seed, step])).to(device, memory_format=torch.channels_last)
-        optimizer.param_groups[0]["lr"] = _rate(step, steps)
+        crop = _crops(photos, np.random.default_rng([seed, step])).to(device, memory_format=torch.channels_last)
+        optimizer.param_groups[0]["lr"] = learning_rate(step, steps, LEARNING_RATE, WARMUP)
         total, parts = batch_losses(network, vgg, LossWeights(), crop, parameter[None], targets, BORDER)
         optimizer.zero_grad()
         total.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        average.lerp_(parameter.detach(), 1 - min(AVERAGE, (1 + step) / (10 + step)))
+        moving_average(average, parameter, step, AVERAGE)
         style, content, tv, *_ = parts.tolist()
         losses = Losses(float(total.detach()), style, content, tv)
         observe(Progress(step + 1, steps, losses, partial(state, step + 1), shown))
@@ -122,40 +119,23 @@ def refine(
     return vector
 
 
-@torch.no_grad()
-def nearest(vgg: VGG, network: Transformer, painting: Pixels, vectors: Sequence[Vector]) -> Vector:
-    """Of some vectors the one whose pictures come closest to the painting (H, W, 3): where to start from."""
-    photos = _crop([_read(path) for path in sorted(PHOTOS.glob("*.jpg"))], np.random.default_rng(0), count=4)
-    targets = _grams(vgg, to_tensor(painting[None]))
-    distances = []
-    for vector in vectors:
-        features = vgg(network(photos, torch.from_numpy(vector)[None].expand(len(photos), -1)), TRAINING_STYLE_LAYERS)
-        distances.append(float(style_losses(grams_of(features, TRAINING_STYLE_LAYERS), targets).mean()))
-    return vectors[int(np.argmin(distances))]
-
-
-def _rate(step: int, steps: int) -> float:
-    return LEARNING_RATE * min(1.0, (step + 1) / WARMUP) * 0.5 * (1 + math.cos(math.pi * step / steps))
+def nearest_of(vgg: VGG, network: Transformer, painting: Pixels, vectors: Mapping[str, Vector]) -> Vector:
+    """Of some styles' vectors the one that comes closest to the painting (H, W, 3): where to start from."""
+    photos, targets = _crops(_photos(), np.random.default_rng(0), COMPARED_PHOTOS), _grams(vgg, painting)
+    tensors = {name: torch.from_numpy(vector) for name, vector in vectors.items()}
+    return vectors[nearest(network, vgg, photos, targets, tensors)]
 
 
 @torch.no_grad()
-def _grams(vgg: VGG, painting: Tensor) -> dict[str, Tensor]:
-    return grams_of(vgg(painting, TRAINING_STYLE_LAYERS), TRAINING_STYLE_LAYERS)
+def _grams(vgg: VGG, painting: Pixels) -> dict[str, Tensor]:
+    return grams_of(vgg(to_tensor(painting[None]).to(vgg.mean.device), TRAINING_STYLE_LAYERS), TRAINING_STYLE_LAYERS)
 
 
-def _crop(photos: Sequence[Pixels], rng: np.random.Generator, count: int = 1) -> Tensor:
-    """Square crops of photos, mirrored half of the time: (count, 3, CROP_SIDE, CROP_SIDE), 0-1."""
-    crops = []
-    for photo in (photos[index] for index in rng.integers(len(photos), size=count)):
-        height, width = photo.shape[:2]
-        edge = min(height, width, CROP_SIDE * rng.uniform(*ZOOM))
-        left, top = rng.uniform(0, width - edge), rng.uniform(0, height - edge)
-        box = (left, top, left + edge, top + edge)
-        crop = np.asarray(Image.fromarray(photo).resize((CROP_SIDE, CROP_SIDE), Image.Resampling.LANCZOS, box=box))
-        crops.append(crop[:, ::-1] if rng.random() < 0.5 else crop)
-    return to_tensor(np.stack(crops))
+def _crops(photos: Sequence[Image.Image], rng: np.random.Generator, count: int = 1) -> Tensor:
+    """(count, 3, CROP_SIDE, CROP_SIDE), 0-1."""
+    chosen = (photos[index] for index in rng.integers(len(photos), size=count))
+    return to_tensor(np.stack([square_crop(photo, CROP_SIDE, ZOOM, rng) for photo in chosen]))
 
 
-def _read(path: Path) -> Pixels:
-    with Image.open(path) as file:
-        return np.asarray(file.convert("RGB"))
+def _photos() -> list[Image.Image]:
+    return [read_picture(path) for path in sorted(PHOTOS.glob("*.jpg"))]

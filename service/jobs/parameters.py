@@ -80,7 +80,16 @@ PRESETS: Mapping[PresetName, Preset] = MappingProxyType(
 
 
 @dataclass(frozen=True)
-class Parameters:
+class _Applied:
+    """What a job was asked to do, as clients are told it and as it is kept."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Parameters(_Applied):
     """Everything that makes a run what it is, as applied. ``max_side`` in pixels; ``style`` maps paintings' names to
     weights that sum to 1; ``start_model`` is the network whose picture is begun with, in place of ``init``."""
 
@@ -101,22 +110,13 @@ class Parameters:
     start_model: str | None = None
 
     @property
-    def media_type(self) -> str:
-        """Of the result."""
-        return f"image/{self.format}"
-
-    @property
     def defaults(self) -> Preset:
         """What the preset settles beyond the fields."""
         return PRESETS[self.preset]
 
-    def as_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
-class LargeParameters:
+class LargeParameters(_Applied):
     """A picture that ``/stylize`` makes as a job, as applied: ``width`` x ``height`` pixels in ``iterations`` tiles; or
     an animation of so many ``frames`` of that size in ``iterations`` steps, where it is not None."""
 
@@ -137,22 +137,13 @@ class LargeParameters:
     method: Literal["stylize"] = "stylize"
 
     @property
-    def media_type(self) -> str:
-        """Of the result."""
-        return "video/mp4" if self.format == "mp4" else f"image/{self.format}"
-
-    @property
     def preset(self) -> str:
         """What its duration counts as."""
         return self.method
 
-    def as_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
-class RefineParameters:
+class RefineParameters(_Applied):
     """A style that is made of a painting, in ``iterations`` steps, for the network ``model``: its papers, and the
     shorter side in pixels at which the painting is looked at. The result is a pack."""
 
@@ -169,18 +160,9 @@ class RefineParameters:
     method: Literal["refine"] = "refine"
 
     @property
-    def media_type(self) -> str:
-        """Of the result."""
-        return "application/zip"
-
-    @property
     def preset(self) -> str:
         """What its duration counts as."""
         return self.method
-
-    def as_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
-        return asdict(self)
 
 
 VECTORS_FILE = "painting-vectors"  # of an order: styles that the worker's store has not

@@ -37,8 +37,8 @@ from service.jobs.queue import EmbeddedQueue, JobQueue, LeaseLost
 from service.masks import Mask
 from service.models.catalog import Catalog, ServedModel, served
 from service.models.packs import Pack, Papers
-from service.models.session import ProviderChoice
-from service.models.store import PAINTING, ModelStore, StoredModel, feature_weights
+from service.models.session import ProviderChoice, Session
+from service.models.store import PAINTING, ModelStore, StoredModel, Vector, feature_weights
 from service.models.style import Mix
 from service.models.tiling import THUMBNAIL_SIDE, Observe
 from service.painting import PREVIEW_SIDE, decode_masks, decode_moving, model_for, open_mask, painted, painted_film
@@ -104,7 +104,7 @@ class Worker:
                 return
 
     def _done(self, lease: Lease) -> bytes:
-        """The result, an image file."""
+        """The result, a file."""
         parameters = self._jobs.parameters(lease)
         if isinstance(parameters, LargeParameters):
             return self._large(lease, parameters)
@@ -115,8 +115,8 @@ class Worker:
     def _refined(self, lease: Lease, parameters: RefineParameters) -> bytes:
         """A painting's style, as a pack. It begins with the vector that came with the order, or with the nearest.
 
-        Raises InvalidFields where the network is not of our making."""
-        from service.gatys.refine import PREVIEW_PHOTO, State, nearest, refine
+        Raises InvalidFields where the network is not of our making, Internal where the vector is for another."""
+        from service.gatys.refine import PREVIEW_PHOTO, State, nearest_of, refine
         from service.gatys.transformer import load_transformer
 
         stored = self._stored(parameters.model)
@@ -124,24 +124,26 @@ class Worker:
             network, _ = load_transformer(stored.graph, stored.card.label)
         except ValueError as error:
             raise InvalidFields([Offence("model", str(error))]) from error
-        model, vgg = served(stored, self._provider, self._threads), self._features("vgg16")
+        vgg, network_sha256 = self._features("vgg16"), stored.card.graph_sha256
         files, saved = self._jobs.inputs(lease), self._jobs.checkpoint(lease)
-        painting = _picture(files["painting-0"]).rgb
+        painting, came = _picture(files["painting-0"]).rgb, _vectors(files, network_sha256)
         if saved:
             start = State.unpacked(saved)
-        elif VECTORS_FILE in files:
-            start = State.first(unpacked_vectors(files[VECTORS_FILE])[0][PAINTING])
+        elif PAINTING in came:
+            start = State.first(came[PAINTING])
         else:
-            start = State.first(nearest(vgg, network, painting, [stored.vectors[name] for name in model.styles]))
+            known = {style.name: stored.vectors[style.name] for style in stored.card.styles}
+            start = State.first(nearest_of(vgg, network, painting, known))
         observe = _Reporter(self._jobs, lease).observe
         vector = refine(
             vgg, network, painting, start, steps=parameters.iterations, seed=parameters.seed, observe=observe
         )
         photo = open_photo(PREVIEW_PHOTO.read_bytes(), MANY_PIXELS)
-        shown = model.begin()(decode(photo, photo.size_within(STYLE_PREVIEW_SIDE)).rgb[None], vector[None])[0]
+        session = Session(stored, self._provider, self._threads)
+        shown = session.run(decode(photo, photo.size_within(STYLE_PREVIEW_SIDE)).rgb[None], vector[None])[0]
         told = parameters.as_dict()
         papers = {name: told[name] for name in Papers.model_fields if name in told}
-        pack = Pack(Papers(**papers, network=model.sha256), vector, encode(Picture(shown), "jpeg", PREVIEW_QUALITY))
+        pack = Pack(Papers(**papers, network=network_sha256), vector, encode(Picture(shown), "jpeg", PREVIEW_QUALITY))
         return pack.zipped()
 
     def _optimised(self, lease: Lease, parameters: Parameters) -> bytes:
@@ -180,7 +182,11 @@ class Worker:
         """The picture in tiles; before it, a small one with the same statistics as the preview."""
         files = self._jobs.inputs(lease)
         image = files.pop("photo")
-        catalog = Catalog.of([self._knowing(self._model(parameters.model), files)])
+        model = self._model(parameters.model)
+        vectors = _vectors(files, model.sha256)
+        catalog = Catalog.of([model.knowing(vectors)])
+        if PAINTING in vectors:
+            files[PAINTING] = b""  # as a request names it
         fields = StylizeFields.read(_fields(parameters), catalog, files=files)
         size = parameters.width, parameters.height
         if parameters.frames is not None:
@@ -219,19 +225,6 @@ class Worker:
         return encode_film(
             painted_film(film, fields, model, masks, frames.observe), parameters.format, parameters.quality
         )
-
-    @staticmethod
-    def _knowing(model: ServedModel, files: dict[str, bytes]) -> ServedModel:
-        """The network with the styles that came with the order, if any did. Raises Internal where they are for another
-        network."""
-        if VECTORS_FILE not in files:
-            return model
-        vectors, network = unpacked_vectors(files.pop(VECTORS_FILE))
-        if network != model.sha256:
-            raise Internal(f"the model {model.name} is not the one any more that the styles are for")
-        if PAINTING in vectors:
-            files[PAINTING] = b""  # as a request names it
-        return model.knowing(vectors)
 
     def _model(self, name: str) -> ServedModel:
         """A network of the store, at work. Raises Internal."""
@@ -332,6 +325,16 @@ class _Tiles:
             self._reported = now
             eta_s = (now - self._begun) / self._done * (self._count - self._done)
             self._jobs.report(self._lease, self._done, None, eta_s)
+
+
+def _vectors(files: dict[str, bytes], network_sha256: str) -> dict[str, Vector]:
+    """Takes the styles that came with an order out of its files. Raises Internal where they are for another network."""
+    if VECTORS_FILE not in files:
+        return {}
+    vectors, network = unpacked_vectors(files.pop(VECTORS_FILE))
+    if network != network_sha256:
+        raise Internal("the model is not the one any more that the order's styles are for")
+    return vectors
 
 
 def _fields(parameters: LargeParameters) -> list[tuple[str, str]]:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.errors import InvalidFields, NameTaken, Offence, ServiceError, StylesUnavailable, Translation, translating
 from service.images import decode, open_photo
-from service.models.store import PAINTING, PHOTO, Name, Sha256, StyleEntry, Vector, read_vector
+from service.models.store import Name, Sha256, StyleEntry, StyleName, Vector, read_vector
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class Papers(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_: int = Field(1, alias="schema", ge=1, le=1)
-    name: Name
+    name: StyleName
     title: str = Field(max_length=200)
     artist: str = Field(max_length=200)
     year: str = Field(max_length=200)
@@ -84,8 +84,6 @@ class Pack:
         with translating(_REFUSED):
             files = _members(content)
             papers = Papers.model_validate_json(files[PAPERS])
-            if papers.name in (PHOTO, PAINTING):
-                raise ValueError(f"{papers.name} has a meaning of its own, and is not a style's name")
             if papers.network not in dimensions:
                 raise ValueError(f"it is for a {papers.model} that is not served here ({papers.network[:12]}…)")
             vector = read_vector(files[VECTOR], dimensions[papers.network])
@@ -171,8 +169,8 @@ class PackFolder:
 
     def assign(self, name: str, job_id: str) -> None:
         """The job that makes the style of a reserved name. Raises StylesUnavailable."""
-        self.release(name)
-        self._create(name + PENDING, job_id.encode())
+        with translating({OSError: self._unusable}):
+            (self._folder / (name + PENDING)).write_text(job_id)
 
     def release(self, name: str) -> None:
         self._unlink(name + PENDING)

@@ -33,7 +33,14 @@ def _inside(path: str) -> str:
     return path
 
 
+def _not_reserved(name: str) -> str:
+    if name in (PHOTO, PAINTING):
+        raise ValueError(f"{name} has a meaning of its own, and is not a style's name")
+    return name
+
+
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+StyleName = Annotated[Name, AfterValidator(_not_reserved)]
 RelativePath = Annotated[str, AfterValidator(_inside)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Kind = Literal["conditional", "classic", "features", "encoder"]
@@ -55,7 +62,7 @@ class StyleEntry(_Frozen):
     """A style and the painting behind it. ``vector`` is there for a conditional network only; ``painting`` is the
     file of ``painting_sha256`` where it may be shipped."""
 
-    name: Name
+    name: StyleName
     title: str
     artist: str
     year: str
@@ -172,8 +179,6 @@ def _check_styles(card: Card) -> None:
     names = [style.name for style in card.styles]
     if len(set(names)) != len(names):
         raise ValueError("two styles have one name")
-    if taken := {PHOTO, PAINTING}.intersection(names):
-        raise ValueError(f"{taken.pop()} has a meaning of its own, and is not a style's name")
     if card.kind == "classic":
         if len(names) != 1 or card.photo_vector or card.styles[0].vector or card.tiling:
             raise ValueError("a classic network has exactly one style, no vectors and no tiling")
@@ -242,13 +247,10 @@ class ModelStore:
 
     def networks(self) -> list[StoredModel]:
         """Every model that can stylise, loaded. Raises ModelRefused for the first of all models that is not sound."""
-        return self._of_kinds("conditional", "classic")
+        return self.of_kinds("conditional", "classic")
 
-    def encoders(self) -> list[StoredModel]:
-        """As ``networks``: every model that makes the vectors of one."""
-        return self._of_kinds("encoder")
-
-    def _of_kinds(self, *kinds: Kind) -> list[StoredModel]:
+    def of_kinds(self, *kinds: Kind) -> list[StoredModel]:
+        """As ``networks``, of other kinds."""
         models = map(self.load, self.folders())
         return [model for model in models if model.card.kind in kinds]
 

@@ -17,9 +17,9 @@ from fastapi.responses import StreamingResponse
 
 from service.engine import Engine
 from service.errors import Expired, InvalidFields, NotFinished, NotFound, Offence
-from service.images import Photo, Picture, decode, decode_mask, encode, open_photo
+from service.images import Photo, Picture, decode, decode_mask, encode, media_type, open_photo
 from service.jobs.job import UNFINISHED, Event, Job, Order
-from service.jobs.parameters import Parameters
+from service.jobs.parameters import AnyParameters, Parameters, RefineParameters
 from service.jobs.supervisor import Supervisor
 from service.jobs.webhook import UrlRefused, Webhooks
 from service.models.store import feature_weights
@@ -167,7 +167,7 @@ def jobs_router(desk: OrderDesk, supervisor: Supervisor, limits: UploadLimits) -
         headers = {"ETag": etag, "Cache-Control": "private, no-cache"}
         if matches(request.headers.get("if-none-match", ""), etag):
             return Response(status_code=304, headers=headers)
-        return Response(result, media_type=job.parameters.media_type, headers=headers)
+        return Response(result, media_type=_media_type(job.parameters), headers=headers)
 
     @router.delete("/jobs/{id}", summary="Cancel a job", status_code=202, response_class=Response)
     async def cancel(id: str) -> Response:
@@ -196,6 +196,11 @@ def job_answer(job: Job, status: int) -> Response:
         headers={"Location": f"/jobs/{job.id}", "Cache-Control": "no-store"},
         media_type="application/json",
     )
+
+
+def _media_type(parameters: AnyParameters) -> str:
+    """Of the result: a picture, an animation, or a pack."""
+    return "application/zip" if isinstance(parameters, RefineParameters) else media_type(parameters.format)
 
 
 def _check_kept(job: Job) -> None:

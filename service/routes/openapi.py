@@ -89,6 +89,14 @@ _MASKS = {
         "examples": ["1:starry_night,2:great_wave"],
     },
 }
+
+
+def _form(properties: dict[str, Any], *required: str) -> dict[str, Any]:
+    """The content of a multipart body."""
+    schema: dict[str, Any] = {"type": "object", "properties": properties, "additionalProperties": False}
+    return {"multipart/form-data": {"schema": schema | ({"required": list(required)} if required else {})}}
+
+
 _PROBLEM = {PROBLEM_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
 _HEADERS = {
     "X-Style": "the mix as applied",
@@ -122,16 +130,7 @@ STYLIZE: dict[str, Any] = {
         "requestBody": {
             "required": True,
             "content": {media_type(format): {"schema": _BINARY} for format in get_args(AnyFormat)}
-            | {
-                "multipart/form-data": {
-                    "schema": {
-                        "type": "object",
-                        "required": ["image"],
-                        "properties": {"image": _BINARY} | _MASKS | _FIELDS,
-                        "additionalProperties": False,
-                    }
-                }
-            },
+            | _form({"image": _BINARY} | _MASKS | _FIELDS, "image"),
         },
     },
 }
@@ -154,40 +153,34 @@ GATYS: dict[str, Any] = {
         "parameters": [{"name": "Idempotency-Key", "in": "header", "required": False, "schema": {"type": "string"}}],
         "requestBody": {
             "required": True,
-            "content": {
-                "multipart/form-data": {
-                    "schema": {
-                        "type": "object",
-                        "required": ["image"],
-                        "properties": {
-                            "image": _BINARY,
-                            "style_image": {
-                                "type": "array",
-                                "items": _BINARY,
-                                "maxItems": MAX_PAINTINGS,
-                                "description": "The painting, or several; or else `style`.",
-                            },
-                            "style_image_weights": {
-                                "type": "string",
-                                "description": "How much each counts, as `0.7,0.3`; all alike by default.",
-                            },
-                            "style": {
-                                "type": "string",
-                                "description": "A style whose painting the store ships, or a mix of such.",
-                            },
-                            "mask": _MASKS["mask"],
-                            "iterations": {"type": "integer", "minimum": 1},
-                            "seed": {"type": "integer", "minimum": 0},
-                            "webhook_url": {"type": "string", "description": "Told when the job is finished."},
-                        }
-                        | _GATYS_CHOICES
-                        | _GATYS_NUMBERS
-                        | {name: _FIELDS[name] for name in ("max_side", "preserve_color", "quality")}
-                        | {"format": {"type": "string", "enum": list(FORMATS)}},
-                        "additionalProperties": False,
-                    }
+            "content": _form(
+                {
+                    "image": _BINARY,
+                    "style_image": {
+                        "type": "array",
+                        "items": _BINARY,
+                        "maxItems": MAX_PAINTINGS,
+                        "description": "The painting, or several; or else `style`.",
+                    },
+                    "style_image_weights": {
+                        "type": "string",
+                        "description": "How much each counts, as `0.7,0.3`; all alike by default.",
+                    },
+                    "style": {
+                        "type": "string",
+                        "description": "A style whose painting the store ships, or a mix of such.",
+                    },
+                    "mask": _MASKS["mask"],
+                    "iterations": {"type": "integer", "minimum": 1},
+                    "seed": {"type": "integer", "minimum": 0},
+                    "webhook_url": {"type": "string", "description": "Told when the job is finished."},
                 }
-            },
+                | _GATYS_CHOICES
+                | _GATYS_NUMBERS
+                | {name: _FIELDS[name] for name in ("max_side", "preserve_color", "quality")}
+                | {"format": {"type": "string", "enum": list(FORMATS)}},
+                "image",
+            ),
         },
     },
 }
@@ -204,22 +197,16 @@ STYLES: dict[str, Any] = {
     "openapi_extra": {
         "requestBody": {
             "required": True,
-            "content": {
-                "multipart/form-data": {
-                    "schema": {
-                        "type": "object",
-                        "properties": {
-                            "painting": _BINARY,
-                            "name": {"type": "string", "pattern": NAME_PATTERN},
-                            "steps": {"type": "integer", "minimum": 1, "default": 200},
-                            "model": _FIELDS["model"],
-                            "pack": _BINARY | {"description": "Instead of all the others."},
-                        }
-                        | {name: {"type": "string"} for name in ("title", "artist", "year", "credit")},
-                        "additionalProperties": False,
-                    }
+            "content": _form(
+                {
+                    "painting": _BINARY,
+                    "name": {"type": "string", "pattern": NAME_PATTERN},
+                    "steps": {"type": "integer", "minimum": 1, "default": 200},
+                    "model": _FIELDS["model"],
+                    "pack": _BINARY | {"description": "Instead of all the others."},
                 }
-            },
+                | {name: {"type": "string"} for name in ("title", "artist", "year", "credit")}
+            ),
         }
     },
 }

@@ -17,7 +17,7 @@ from service.refinements import Refinements, StyleFields
 from service.routes.conditional import matches
 from service.routes.jobs import job_answer
 from service.routes.openapi import STYLES
-from service.routes.upload import UploadLimits, read_files
+from service.routes.upload import UploadLimits, read_upload
 from service.routes.writers import Writers
 from service.schemas import Style, Styles
 
@@ -44,7 +44,7 @@ def styles_router(engine: Engine, refinements: Refinements, writers: Writers, li
     @router.post("/styles", summary="A style of one's own", response_model=Style | JobView, **STYLES)
     async def add_style(request: Request) -> Response:
         writers.check(request)
-        upload = await read_files(request, limits, (PACK, PAINTING))
+        upload = await read_upload(request, limits, (PACK, PAINTING), image=None)
         if PACK in upload.files and not (PAINTING in upload.files or upload.fields or upload.offences):
             name = await refinements.install(upload.files[PACK])
             style = _style(_first_choice(name, engine.catalog).styles[name], engine.catalog)

@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 from fastapi import APIRouter, Request, Response
@@ -69,7 +70,7 @@ class PictureLimits:
 
 @dataclass(frozen=True)
 class _Moving:
-    """An order of an animation; ``files`` are those of the job that it may become."""
+    """An order of an animation."""
 
     animation: Animation
     mask: Photo | None
@@ -77,7 +78,6 @@ class _Moving:
     model: ServedModel
     rows: Rows
     format: AnyFormat
-    files: Mapping[str, bytes]
 
     @property
     def frames(self) -> int:
@@ -127,25 +127,22 @@ class Stylizer:
                 photo = await self._in_codec(open_photo, upload.image, self._limits.max_pixels)
             # A thread's turn costs more than most requests would use it for.
             mask = await self._in_codec(open_mask, upload.files, self._limits.max_pixels) if upload.files else None
-        files = {name: content for name, content in upload.files.items() if name != PAINTING}
         known = model
         if PAINTING in upload.files:
             with watch.time("infer"), naming(PAINTING):
                 vector = await self._encodings.vector(catalog.encoders[model.name], upload.files[PAINTING])
             known = model.knowing({PAINTING: vector})
         rows = known.rows(fields.mixes, fields.strength)
-        if vectors := known.travelling(fields.style_names):
-            files[VECTORS_FILE] = packed_vectors(vectors, model.sha256)
         if animation:
             format = fields.format or negotiate(accept, animation.format, MOVING)
-            moving = _Moving(animation, mask, fields, model, rows, format, {"photo": upload.image, **files})
-            return await self._answer_moving(moving, client, watch, give_up)
+            moving = _Moving(animation, mask, fields, model, rows, format)
+            return await self._answer_moving(moving, partial(_job_files, upload, known, fields), client, watch, give_up)
         format = _still_format(fields.format) or negotiate(accept, photo.format)
         size = photo.size_within(fields.max_side or self._limits.max_side)
         if self._is_large(size, len(rows)):
             self._check_large(model, size, len(rows))
             parameters = _large_parameters(fields, model, size, len(rows), format)
-            return await accepted(self._supervisor, Order(client, parameters, {"photo": upload.image, **files}))
+            return await accepted(self._supervisor, Order(client, parameters, _job_files(upload, known, fields)))
         with self._admission.admit(model, size[0] * size[1] * max(1, len(rows)), give_up) as place:
             with watch.time("decode"):
                 picture = await self._in_codec(decode, photo, size)
@@ -160,8 +157,16 @@ class Stylizer:
         self._count(fields, size, watch)
         return _answer(content, format, fields, model, watch)
 
-    async def _answer_moving(self, moving: _Moving, client: str, watch: Stopwatch, give_up: float | None) -> Response:
-        """As ``answer``, of an animation: its frames are one picture, one below the other."""
+    async def _answer_moving(
+        self,
+        moving: _Moving,
+        files: Callable[[], dict[str, bytes]],
+        client: str,
+        watch: Stopwatch,
+        give_up: float | None,
+    ) -> Response:
+        """As ``answer``, of an animation: its frames are one picture, one below the other. ``files`` are those of the
+        job that it may become."""
         fields, model, rows, frames = moving.fields, moving.model, moving.rows, moving.frames
         width, height = size = moving.animation.size_within(fields.max_side or self._limits.max_side, moving.format)
         check_film(fields, model, size, moving.format)
@@ -170,7 +175,7 @@ class Stylizer:
         if moving.format == "mp4" or self._is_large((width, height * frames), len(rows)):
             self._check_large(model, size, len(rows), frames)
             parameters = _large_parameters(fields, model, size, len(rows), moving.format, frames)
-            return await accepted(self._supervisor, Order(client, parameters, moving.files))
+            return await accepted(self._supervisor, Order(client, parameters, files()))
         with self._admission.admit(model, width * height * frames * max(1, len(rows)), give_up) as place:
             with watch.time("decode"):
                 film, masks = await self._in_codec(decode_moving, moving.animation, moving.mask, fields, size, frames)
@@ -320,6 +325,13 @@ def _deadline_s(fields: list[tuple[str, str]]) -> float | None:
                 return None
             return milliseconds / 1000 if 0 < milliseconds < math.inf else None
     return None
+
+
+def _job_files(upload: Upload, model: ServedModel, fields: StylizeFields) -> dict[str, bytes]:
+    """What a worker needs of a request: the painting's vector in the painting's place."""
+    files = {"photo": upload.image} | {name: content for name, content in upload.files.items() if name != PAINTING}
+    vectors = model.travelling(fields.style_names)
+    return files | ({VECTORS_FILE: packed_vectors(vectors, model.sha256)} if vectors else {})
 
 
 def _large_parameters(

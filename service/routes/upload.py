@@ -55,9 +55,10 @@ async def read_upload(
     files: tuple[str, ...] = FILES,
     later: tuple[str, ...] = (),
     several: tuple[str, ...] = (),
+    image: str | None = IMAGE_FIELD,
 ) -> Upload:
     """Read an image and its fields, whichever of the two ways they came. ``files`` may come beside it, and ``several``
-    any number of times; what is ``later`` is neither read nor refused here.
+    any number of times; what is ``later`` is neither read nor refused here. Without an ``image`` there is a form alone.
 
     Raises UnsupportedMediaType, TooManyBytes, UploadTooSlow, MalformedUpload or ClientGone.
     """
@@ -67,25 +68,13 @@ async def read_upload(
         async with asyncio.timeout(limits.timeout_s):
             if media_type == MULTIPART:
                 form = await _Parser(request, limits.max_bytes).parse()
-                return await _from_form(form, query, files, later, several)
-            if media_type in IMAGE_TYPES:
+                return await _from_form(form, query, files, later, several, image)
+            if image and media_type in IMAGE_TYPES:
                 content = b"".join([chunk async for chunk in _bounded(request, limits.max_bytes)])
                 return Upload(content, query)
-    raise UnsupportedMediaType(
-        f"the Content-Type {media_type[:64]!r} is not read here: send image/jpeg, image/png, image/webp, "
-        f"image/gif or video/mp4 with the image as the body, or {MULTIPART} with the file field {IMAGE_FIELD!r}"
-    )
-
-
-async def read_files(request: Request, limits: UploadLimits, files: tuple[str, ...]) -> Upload:
-    """Read a multipart form that has ``files``, and no image. Raises as ``read_upload`` does."""
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != MULTIPART:
-        raise UnsupportedMediaType(f"the Content-Type {media_type[:64]!r} is not read here: send {MULTIPART}")
-    with translating(_RECEIVING):
-        async with asyncio.timeout(limits.timeout_s):
-            form = await _Parser(request, limits.max_bytes).parse()
-            return await _from_form(form, request.query_params.multi_items(), files, (), (), image=None)
+    ways = f"image/jpeg, image/png, image/webp, image/gif or video/mp4 with the image as the body, or {MULTIPART} with"
+    wanted = f"{ways} the file field {image!r}" if image else MULTIPART
+    raise UnsupportedMediaType(f"the Content-Type {media_type[:64]!r} is not read here: send {wanted}")
 
 
 async def _bounded(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
@@ -128,7 +117,7 @@ async def _from_form(
     allowed: tuple[str, ...],
     later: tuple[str, ...],
     repeatable: tuple[str, ...],
-    image: str | None = IMAGE_FIELD,
+    image: str | None,
 ) -> Upload:
     images, fields, offences, files = [], list(query), [], {}
     several: dict[str, list[bytes]] = {}

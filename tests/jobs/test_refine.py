@@ -15,7 +15,7 @@ from PIL import Image
 
 from service.cli import main
 from service.client import AsyncClient, Client, StyleOrder
-from service.gatys.refine import Progress, State, nearest, refine
+from service.gatys.refine import Progress, State, nearest_of, refine
 from service.gatys.run import load_vgg
 from service.gatys.transformer import Transformer, load_transformer
 from service.gatys.vgg import VGG
@@ -56,9 +56,9 @@ def test_a_vector_comes_closer_to_its_painting(
     stored: StoredModel, network: Transformer, vgg: VGG, painting: np.ndarray
 ) -> None:
     seen: list[Progress] = []
-    known = [stored.vectors[name] for name in ("kiss", "udnie")]
-    start = nearest(vgg, network, painting, known)
-    assert any(start is vector for vector in known)
+    known = {name: stored.vectors[name] for name in ("kiss", "udnie")}
+    start = nearest_of(vgg, network, painting, known)
+    assert any(start is vector for vector in known.values())
     made = refine(vgg, network, painting, State.first(start), steps=24, observe=seen.append)
     assert made.shape == start.shape
     assert not np.array_equal(made, start)
