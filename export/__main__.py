@@ -56,11 +56,16 @@ def _expected_errors() -> tuple[type[Exception], ...]:
 
 def _train(options: argparse.Namespace) -> None:
     from export.data import read_paintings
+    from export.gan import GanConfig, GanTrainer
     from export.start import starting_network
     from export.train import TrainConfig, Trainer
     from service.gatys.transformer import TransformerConfig
 
-    config = TrainConfig(
+    adversarial = options.recipe == "gan"
+    config_class, trainer_class = (GanConfig, GanTrainer) if adversarial else (TrainConfig, Trainer)
+    if options.adversarial_weight is not None and not adversarial:
+        raise ValueError("--adversarial-weight is of --recipe gan")
+    config = config_class(
         network=TransformerConfig(**NETWORKS[options.network]),
         conditional=options.network != "classic",
         seed=options.seed,
@@ -76,6 +81,7 @@ def _train(options: argparse.Namespace) -> None:
             "batch",
             "learning_rate",
             "warmup_steps",
+            "adversarial_weight",
         )
     }
     config = dataclasses.replace(config, **{key: value for key, value in given.items() if value is not None})
@@ -86,7 +92,7 @@ def _train(options: argparse.Namespace) -> None:
         start = starting_network(options.start_from, names)
         config = dataclasses.replace(config, started_from=str(options.start_from))
     teacher = starting_network(options.teacher, names) if options.teacher else None
-    trainer = Trainer(
+    trainer = trainer_class(
         config,
         paintings,
         options.content,
@@ -272,6 +278,13 @@ def _parser() -> argparse.ArgumentParser:
         default="multistyle",
         help="many styles in one network, Johnson's classic for one, or the small student of the first",
     )
+    train.add_argument(
+        "--recipe",
+        choices=("perceptual", "gan"),
+        default="perceptual",
+        help="losses of VGG's features, or a discriminator beside them: best with --start-from a trained network",
+    )
+    train.add_argument("--adversarial-weight", type=float, help="of --recipe gan, where style has 10; see GanConfig")
     train.add_argument("--styles", type=names, help="comma-separated names out of the manifest (all)")
     for option, kind in (
         ("steps", int),

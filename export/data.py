@@ -61,11 +61,14 @@ def unknown_painting(path: Path) -> Painting:
 def load_picture(path: Path, *, short_side: int | None = None) -> Tensor:
     """A picture file -> (1, 3, H, W), RGB 0-1; its shorter side scaled to `short_side` px where that is given."""
     picture = read_picture(path)
-    if short_side is not None:
-        scale = short_side / min(picture.size)
-        size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-        picture = picture.resize(size, Image.Resampling.LANCZOS)
-    return to_tensor(np.asarray(picture)[None])
+    return to_tensor(np.asarray(picture if short_side is None else scaled(picture, short_side))[None])
+
+
+def scaled(picture: Image.Image, short_side: int) -> Image.Image:
+    """The picture with its shorter side scaled to `short_side` px."""
+    scale = short_side / min(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    return picture.resize(size, Image.Resampling.LANCZOS)
 
 
 class Photos:

@@ -29,7 +29,7 @@ from export.networks.style_encoder import StyleEncoder, padded, statistics
 from export.publish import GRAPH, PIXELS, checksums, now, staged, write_card
 from export.sheet import contact_sheet, stylise, to_image
 from export.to_onnx import SMALLEST_SIDE, load_graph, write_onnx
-from export.train import CHECKPOINT, LOSS_NAMES, StyledNetwork, TrainConfig, Trainer
+from export.train import CHECKPOINT, StyledNetwork, TrainConfig, Trainer, last_losses
 from export.verify import GraphDiffers
 from service.gatys.losses import TRAINING_STYLE_LAYERS, grams_of
 from service.gatys.pictures import to_pixels
@@ -238,7 +238,6 @@ def publish_encoder(
         export_encoder(graph, folder / GRAPH)
         shown = [to_pixels(load_picture(path, short_side=192))[0] for path in corpus.held_out[:2]]
         difference = verify_encoder(graph, folder / GRAPH, shown)
-        losses = dict(zip(LOSS_NAMES, state["history"][-1][1:], strict=True)) if state["history"] else {}
         card = Card(
             schema=1,
             name=target.parent.name,
@@ -258,7 +257,7 @@ def publish_encoder(
             training={
                 "configuration": config,
                 "steps": state["step"],
-                "losses": {name: round(value, 4) for name, value in losses.items() if np.isfinite(value)},
+                "losses": {name: round(value, 4) for name, value in last_losses(state).items() if np.isfinite(value)},
                 "held_out": [path.name for path in corpus.held_out],
             },
             quality={"verify": {"largest_difference": difference}},

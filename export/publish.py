@@ -18,7 +18,7 @@ from PIL import Image
 
 from export.data import Painting, load_picture
 from export.to_onnx import FreezingGraph, FrozenGraph, PixelGraph, export_graph, load_graph
-from export.train import LOSS_NAMES, Run
+from export.train import Run
 from export.verify import verify, verify_tiling
 from service.gatys.pictures import to_pixels
 from service.models.store import CARD, PHOTO, Card, ModelStore, StyleEntry, TensorSpec, Tiling, file_sha256
@@ -205,8 +205,7 @@ def checksums(folder: Path) -> dict[str, str]:
 def training_record(run: Run) -> dict[str, Any]:
     """What the card says of the run: its configuration, the steps done, the losses reached, and the same of the
     published model that it began from."""
-    reached = dict(zip(LOSS_NAMES, run.history[-1][1:], strict=True)) if run.history else {}
-    losses = {name: round(value, 4) for name, value in reached.items() if np.isfinite(value)}
+    losses = {name: round(value, 4) for name, value in run.losses.items() if np.isfinite(value)}
     record = {"configuration": run.config, "steps": run.step, "losses": losses}
     source = Path(run.config.get("started_from", "")) / CARD
     return record | ({"before": Card.model_validate_json(source.read_bytes()).training} if source.exists() else {})

@@ -66,14 +66,15 @@ def contact_sheet(
 
 
 def loss_curve(path: Path, names: Sequence[str], history: Sequence[Sequence[float]]) -> None:
-    """The losses over the steps on a logarithmic scale; each row of the history is a step and a value for each name."""
+    """The losses over the steps, logarithmic but around zero; a row of `history`: a step and a value for each name."""
     from matplotlib.figure import Figure  # slow to import, and only needed here
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
     for column, name in enumerate(names, start=1):
         axes.plot([row[0] for row in history], [row[column] for row in history], label=name, linewidth=1)
-    axes.set(xlabel="step", ylabel="loss", yscale="log")
+    axes.set(xlabel="step", ylabel="loss")
+    axes.set_yscale("symlog", linthresh=1e-3)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120)

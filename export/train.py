@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -29,11 +29,11 @@ from service.gatys.losses import (
     content_losses,
     grams_of,
 )
-from service.gatys.perceptual import LossWeights, batch_losses, learning_rate, moving_average
+from service.gatys.perceptual import BatchLosses, LossWeights, batch_losses, learning_rate, moving_average
 from service.gatys.transformer import Transformer, TransformerConfig, neutral_vector
 from service.gatys.vgg import VGG
 
-Losses = Callable[..., tuple[Tensor, Tensor]]
+Losses = Callable[..., BatchLosses]
 LOSS_NAMES = ("total", "style", "content", "tv", "spikes", "imitation")
 LOG_EVERY = 50
 CHECKPOINT = "checkpoint.pt"
@@ -118,7 +118,7 @@ def imitation_losses(
     slots: Tensor,
     *,
     dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
+) -> BatchLosses:
     """As `batch_losses`, with the mean difference from the teacher's pictures (0-1) as the only goal."""
     norms: list[Tensor] = []
     with torch.autocast(photos.device.type, dtype, enabled=dtype == torch.bfloat16):
@@ -128,7 +128,7 @@ def imitation_losses(
     imitation, spikes = (stylised - wanted).abs().mean(), torch.stack(norms).sum()
     missing = spikes.new_tensor(math.nan)
     total = weights.imitation * imitation + weights.spikes * spikes
-    return total, torch.stack([missing, missing, missing, spikes, imitation]).detach()
+    return BatchLosses(total, torch.stack([missing, missing, missing, spikes, imitation]).detach(), stylised)
 
 
 def learn_photo_vector(network: StyledNetwork, photos: Photos, vgg: VGG, config: TrainConfig) -> Tensor:
@@ -158,6 +158,8 @@ def learn_photo_vector(network: StyledNetwork, photos: Photos, vgg: VGG, config:
 
 class Trainer:
     """One run: its state is (network, optimiser, average, step); everything else follows from its configuration."""
+
+    loss_names: ClassVar[tuple[str, ...]] = LOSS_NAMES
 
     def __init__(
         self,
@@ -194,10 +196,10 @@ class Trainer:
         self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
         self.step = 0
         self.photo_vector: Tensor | None = None  # (D,), learnt when the styles are
-        self.history: list[tuple[float, ...]] = []  # step, then LOSS_NAMES: means over LOG_EVERY steps
+        self.history: list[tuple[float, ...]] = []  # step, then loss_names: means over LOG_EVERY steps
         self.teacher = None if teacher is None else teacher.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         compile_: Callable[..., Losses] = partial(torch.compile, dynamic=False) if compiled else lambda losses: losses
-        self._losses, self._imitation_losses = compile_(batch_losses), compile_(imitation_losses)
+        self._batch_losses, self._imitation_losses = compile_(batch_losses), compile_(imitation_losses)
         folder.mkdir(parents=True, exist_ok=True)
         self._prepare()
         if self.checkpoint_path.exists():
@@ -236,7 +238,7 @@ class Trainer:
                     self.history.append((self.step, *means))
                     recent.clear()
                     bar.set_postfix(
-                        dict(zip(LOSS_NAMES, (f"{value:.3f}" for value in means), strict=True)), refresh=False
+                        dict(zip(self.loss_names, (f"{value:.3f}" for value in means), strict=True)), refresh=False
                     )
                 if self.step % save_every == 0 or self.step == last:
                     self.save()
@@ -260,23 +262,26 @@ class Trainer:
 
     def save(self) -> None:
         """Writes the checkpoint atomically, and the losses so far as CSV and PNG."""
-        state = {
+        partial = self.checkpoint_path.with_suffix(".partial")
+        torch.save(self._state(), partial)
+        os.replace(partial, self.checkpoint_path)
+        with (self.folder / "losses.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([("step", *self.loss_names), *self.history])
+        if self.history:
+            loss_curve(self.folder / "losses.png", self.loss_names, self.history)
+
+    def _state(self) -> dict[str, Any]:
+        return {
             "config": dataclasses.asdict(self.config),
             "styles": [painting.name for painting in self.paintings],
             "network": self.network.state_dict(),
             "average": self.average,
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
+            "loss_names": self.loss_names,
             "history": self.history,
             "photo_vector": self.photo_vector,
         }
-        partial = self.checkpoint_path.with_suffix(".partial")
-        torch.save(state, partial)
-        os.replace(partial, self.checkpoint_path)
-        with (self.folder / "losses.csv").open("w", newline="") as file:
-            csv.writer(file).writerows([("step", *LOSS_NAMES), *self.history])
-        if self.history:
-            loss_curve(self.folder / "losses.png", LOSS_NAMES, self.history)
 
     def _prepare(self) -> None:
         """What a run needs beyond its state, made once."""
@@ -306,13 +311,7 @@ class Trainer:
         photos = photos.to(self.device, memory_format=torch.channels_last)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.rate(self.step) * group["ratio"]
-        weights = self.config.weights
-        if self.step < self.config.imitation_steps:
-            total, parts = self._imitation_losses(
-                self.network, self.teacher, weights, photos, slots, dtype=self.vgg.dtype
-            )
-        else:
-            total, parts = self._losses(self.network, self.vgg, weights, photos, slots, targets, self.config.border)
+        total, parts, _ = self._losses(photos, slots, targets)
         self.optimizer.zero_grad()
         total.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
@@ -320,6 +319,12 @@ class Trainer:
         for name, value in self.network.named_parameters():
             moving_average(self.average[name], value, self.step, self.config.average)
         return torch.cat([total.detach()[None], parts]).cpu()
+
+    def _losses(self, photos: Tensor, slots: Tensor, targets: dict[str, Tensor]) -> BatchLosses:
+        network, weights = self.network, self.config.weights
+        if self.step < self.config.imitation_steps:
+            return self._imitation_losses(network, self.teacher, weights, photos, slots, dtype=self.vgg.dtype)
+        return self._batch_losses(network, self.vgg, weights, photos, slots, targets, self.config.border)
 
     def _resume(self) -> None:
         state: dict[str, Any] = torch.load(self.checkpoint_path, map_location=self.device, weights_only=True)
@@ -331,6 +336,9 @@ class Trainer:
             raise ValueError(
                 f"{self.folder} was begun with another {', '.join(differing)}; use another --run, or the same options"
             )
+        self._restore(state)
+
+    def _restore(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.average, self.step, self.history = state["average"], state["step"], state["history"]
@@ -350,7 +358,7 @@ class Run:
     config: dict[str, Any]
     styles: list[str]
     step: int
-    history: list[tuple[float, ...]]
+    losses: dict[str, float]  # the last ones, by name
 
     @classmethod
     def load(cls, folder: Path) -> Run:
@@ -358,11 +366,17 @@ class Run:
         state = torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)
         network = _restored(TransformerConfig(**state["config"]["network"]), state["average"])
         photo_vector = state.get("photo_vector")
-        return cls(network, photo_vector, state["config"], state["styles"], state["step"], state["history"])
+        return cls(network, photo_vector, state["config"], state["styles"], state["step"], last_losses(state))
 
     def vectors(self) -> dict[str, Tensor]:
         """The vector, (D,), of every style."""
         return dict(zip(self.styles, self.network.vectors.detach(), strict=True))
+
+
+def last_losses(state: Mapping[str, Any]) -> dict[str, float]:
+    """The losses, by name, that a checkpoint's run had reached; none before its first record."""
+    names, history = state.get("loss_names", LOSS_NAMES), state["history"]
+    return dict(zip(names, history[-1][1:], strict=True)) if history else {}
 
 
 def _restored(config: TransformerConfig, weights: Mapping[str, Tensor]) -> StyledNetwork:

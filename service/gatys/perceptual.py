@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,15 @@ class LossWeights:
     imitation: float = 10.0
 
 
+class BatchLosses(NamedTuple):
+    """Of a batch: the loss to minimise, a scalar; the unweighted losses, (5,) or more; and the stylised pictures
+    (N, 3, H, W) without the border, in the graph of the first."""
+
+    total: Tensor
+    parts: Tensor
+    stylised: Tensor
+
+
 def batch_losses(
     network: nn.Module,
     vgg: VGG,
@@ -43,8 +53,8 @@ def batch_losses(
     slots: Tensor,
     targets: Mapping[str, Tensor],
     border: int,
-) -> tuple[Tensor, Tensor]:
-    """The loss to minimise, and the unweighted losses after the total: (5,), NaN for the imitation."""
+) -> BatchLosses:
+    """Of photos (N, 3, H, W), 0-1, in the styles of their slots; the imitation is NaN."""
     inside = photos[..., border:-border, border:-border]
     with torch.no_grad():
         content_target = vgg(inside, (TRAINING_CONTENT_LAYER,))[TRAINING_CONTENT_LAYER]
@@ -58,7 +68,8 @@ def batch_losses(
     spikes = torch.stack(norms).sum()
     total = weights.style * style + weights.content * content + weights.tv * tv
     total = total + weights.overshoot * overshoot(stylised).mean() + weights.spikes * spikes
-    return total, torch.stack([style, content, tv, spikes, spikes.new_tensor(math.nan)]).detach()
+    parts = torch.stack([style, content, tv, spikes, spikes.new_tensor(math.nan)]).detach()
+    return BatchLosses(total, parts, stylised)
 
 
 def learning_rate(step: int, steps: int, highest: float, warmup_steps: int) -> float:

@@ -107,7 +107,7 @@ def refine(
     for step in range(start.step, steps):
         crop = _crops(photos, np.random.default_rng([seed, step])).to(device, memory_format=torch.channels_last)
         optimizer.param_groups[0]["lr"] = learning_rate(step, steps, LEARNING_RATE, WARMUP)
-        total, parts = batch_losses(network, vgg, LossWeights(), crop, parameter[None], targets, BORDER)
+        total, parts, _ = batch_losses(network, vgg, LossWeights(), crop, parameter[None], targets, BORDER)
         optimizer.zero_grad()
         total.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

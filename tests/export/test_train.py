@@ -122,10 +122,9 @@ def test_student_imitates_its_teacher_and_then_learns_by_itself(make_trainer: Ma
     options = {"network": TINY_STUDENT, "steps": 150, "small_steps": 150, "imitation_steps": 100, "learning_rate": 1e-2}
     with pytest.raises(ValueError, match="teacher"):
         make_trainer("student", **options)
-    make_trainer("student", teacher=teacher, **options).run()
-    first, second, last = (
-        dict(zip(LOSS_NAMES, row[1:], strict=True)) for row in Run.load(tmp_path / "student").history
-    )
+    run = make_trainer("student", teacher=teacher, **options)
+    run.run()
+    first, second, last = (dict(zip(LOSS_NAMES, row[1:], strict=True)) for row in run.history)
     assert second["imitation"] < 0.9 * first["imitation"]
     assert math.isnan(second["style"])
     assert math.isnan(last["imitation"])
