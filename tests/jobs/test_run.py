@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from service.gatys.losses import GATYS_STYLE_LAYERS, Gatys2015, Keras, grams_of
@@ -213,7 +214,22 @@ def test_the_bench_prints_its_table(tmp_path: Path, capsys: pytest.CaptureFixtur
     rows = [line for line in printed.splitlines() if line.startswith("|")]
     assert len(rows) == 2 + 3
     assert "fast" in rows[-1]
-    sheet = tmp_path / "sheet.jpg"
-    folders = ["--photos", str(photos / "flower.jpg"), "--paintings", str(photos / "coffee.jpg")]
-    assert main(["sheet", str(sheet), *folders, "--side", "48", "--presets", "fast", "--iterations", "3"]) == 0
-    assert sheet.stat().st_size > 1000
+
+
+def test_a_sheet_shows_its_cells_and_paints_only_what_is_missing(tmp_path: Path) -> None:
+    from service.gatys.__main__ import main
+
+    photos = ROOT / "tests" / "photos"
+    sheet, cells = tmp_path / "sheet.png", tmp_path / "cells"
+    ask = ["sheet", str(sheet), "--photos", str(photos / "flower.jpg"), "--paintings", str(photos / "coffee.jpg")]
+    ask += ["--side", "48", "--presets", "fast", "gatys2015", "--limit", "fast=2", "gatys2015=3", "--bf16"]
+    assert main([*ask, "--cells", str(cells)]) == 0
+    names = ["flower_coffee_fast_2_48_bf16.png", "flower_coffee_gatys2015_3_48_bf16.png"]
+    assert sorted(path.name for path in cells.iterdir()) == names
+    Image.new("RGB", (48, 32), "red").save(cells / names[0])
+    (cells / names[1]).unlink()
+    assert main([*ask, "--cells", str(cells)]) == 0
+    assert sorted(path.name for path in cells.iterdir()) == names
+    with Image.open(sheet) as drawn:
+        colours = drawn.convert("RGB").getcolors(maxcolors=10**6)
+    assert (48 * 32, (255, 0, 0)) in (colours or [])
