@@ -98,6 +98,7 @@ def create_app(settings: Settings, tracer: Tracer | None = None) -> FastAPI:
         async with supervisor.running(), refinements.running():
             yield
         loading.cancel()
+        batcher.close()
         inference.shutdown(cancel_futures=True)
         codec.shutdown(cancel_futures=True)
         if tracer:

@@ -276,6 +276,11 @@ class Batcher:
                 item.result.cancel()
                 self._leave(item)
 
+    def close(self) -> None:
+        """Nothing is to settle any more."""
+        if self._settling:
+            self._settling.cancel()
+
     def _join(self, item: _Item) -> None:
         self._lines.setdefault(item.key, []).append(item)
         with _never_fatal():
