@@ -75,7 +75,9 @@ class Bench:
     def __init__(self, max_waiting: int = 10_000, max_pixels: int = 100, max_wait_ms: float = 0) -> None:
         self.metrics = Metrics()
         self.admission = Admission(max_waiting, self.metrics)
-        self.batcher = Batcher(self.admission, ThreadPoolExecutor(4), self.metrics, max_pixels, max_wait_ms)
+        self.batcher = Batcher(
+            self.admission, ThreadPoolExecutor(4), ThreadPoolExecutor(2), self.metrics, max_pixels, max_wait_ms
+        )
         self.peak = 0
 
     async def submit(
@@ -398,7 +400,9 @@ def test_batches_of_the_shipped_network_have_the_very_bits_of_single_runs(size: 
         for count in range(1, 5):
             metrics = Metrics()
             admission = Admission(10**6, metrics)
-            batcher = Batcher(admission, ThreadPoolExecutor(1), metrics, 10**6, max_wait_ms=600_000)
+            batcher = Batcher(
+                admission, ThreadPoolExecutor(1), ThreadPoolExecutor(1), metrics, 10**6, max_wait_ms=600_000
+            )
             batcher._max_pixels = sum(len(its) for its in rows[:count]) * size[0] * size[1]  # full: it waits no more
 
             async def submit(index: int, admission: Admission = admission, batcher: Batcher = batcher) -> np.ndarray:
