@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import TypeVar
 
+import numpy as np
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from starlette.types import Receive, Scope, Send
@@ -35,7 +36,7 @@ from service.jobs.job import Order
 from service.jobs.parameters import VECTORS_FILE, LargeParameters, packed_vectors
 from service.jobs.supervisor import Supervisor
 from service.metrics import Metrics, Stopwatch
-from service.models.catalog import Moving, ServedModel, Stroked
+from service.models.catalog import Catalog, Moving, ServedModel, Stroked
 from service.models.store import PAINTING
 from service.models.style import Pixels, Rows
 from service.painting import check_film, decode_masks, decode_moving, finished, model_for, naming, open_mask, stroke_of
@@ -47,6 +48,7 @@ from service.schemas import StylizeFields
 
 T = TypeVar("T")
 
+ORDERS_KEPT = 64  # fields that were read lately: most requests ask for what another did
 QUICK_PIXELS = 2**20  # of a photo: decoding and encoding it takes at most 30 ms
 
 
@@ -78,6 +80,10 @@ class _Moving:
         return 1 if self.format == "jpeg" else self.animation.frames
 
 
+Fields = tuple[tuple[str, str], ...]
+_Order = tuple[StylizeFields, ServedModel, Rows]
+
+
 class Stylizer:
     """Takes an upload through its stages. ``codec`` is the bounded pool that decodes and encodes; ``supervisor`` has
     what is too large to wait for made as a job."""
@@ -99,6 +105,8 @@ class Stylizer:
         self._limits = limits
         self._supervisor = supervisor
         self._encodings = encodings
+        self._ordered_of: Catalog | None = None
+        self._ordered: Callable[[Fields], _Order]
 
     def check(self, give_up: float | None) -> None:
         """Raises Saturated where a request need not be read: see ``Admission.check``."""
@@ -112,8 +120,7 @@ class Stylizer:
         Raises what api.md's table of errors says.
         """
         catalog = self._engine.catalog
-        fields = StylizeFields.read(upload.fields, catalog, upload.offences, upload.files)
-        model = model_for(fields, catalog)
+        fields, model, rows = self._order(upload, catalog)
         with watch.time("decode"):
             animation = await self._animation(upload.image)
             if animation is None:
@@ -125,7 +132,7 @@ class Stylizer:
             with watch.time("infer"), naming(PAINTING):
                 vector = await self._encodings.vector(catalog.encoders[model.name], upload.files[PAINTING])
             known = model.knowing({PAINTING: vector})
-        rows = known.rows(fields.mixes, fields.strength)
+            rows = known.rows(fields.mixes, fields.strength)
         if animation:
             format = fields.format or negotiate(accept, animation.format, MOVING)
             moving = _Moving(animation, mask, fields, model, rows, format)
@@ -142,6 +149,14 @@ class Stylizer:
         content = await self._painted(network, work, watch, give_up)
         self._record_soon(fields, size, watch, still=True)
         return _answer(content, format, fields, model, watch)
+
+    def _order(self, upload: Upload, catalog: Catalog) -> _Order:
+        """Raises InvalidFields and UnknownStyle."""
+        if upload.offences or upload.files:
+            return _order(catalog, tuple(upload.fields), upload.offences, tuple(upload.files))
+        if catalog is not self._ordered_of:
+            self._ordered_of, self._ordered = catalog, lru_cache(ORDERS_KEPT)(partial(_order, catalog))
+        return self._ordered(tuple(upload.fields))
 
     async def _answer_moving(
         self,
@@ -362,6 +377,13 @@ def _large_parameters(
         iterations=max(1, model.steps(frames, rows) if frames else rows * model.tiles(size, stroke)),
         frames=frames,
     )
+
+
+def _order(catalog: Catalog, fields: Fields, offences: Sequence[Offence] = (), files: Sequence[str] = ()) -> _Order:
+    """What some fields ask for: valid, the model, and its rows (R, D); no rows yet of a painting that came along."""
+    valid = StylizeFields.read(fields, catalog, offences, files)
+    model = model_for(valid, catalog)
+    return valid, model, np.empty((0, 0), np.float32) if PAINTING in files else model.rows(valid.mixes, valid.strength)
 
 
 def _still_format(format: AnyFormat | None) -> Format | None:
