@@ -26,7 +26,7 @@ lint: $(VENV)/.develop
 
 check: lint test
 
-# the tools that build and run images, as commands: docker, podman, or others with the same words
+# IMAGE_GPU=1: the target gpu too. The tools that build and run images, as commands: docker, podman, or others with the same words
 IMAGE_BUILD ?= docker build
 IMAGE_ENGINE ?= docker
 

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 
 from bench.load import LOST, Plan, fire
-from bench.processes import running
+from bench.processes import Running, running
 from bench.servers import ours
 from bench.work import jpeg
+from service.models.session import cpu_quota
 
 FACTOR = 3.0
 CLIENTS = 16  # what capacity is measured with
 GOODPUT = 0.95  # of capacity, the goal
 RAMP_S = 2.0  # of the overload is not counted: the queue fills
+LARGE_SIDE = 2048  # pixels: long enough for a thousand refusals
+HEAD_START, HURRIED = 0.2, 0.6  # of the time that it takes: when clients begin to be refused beside it, and how long
 
 
 def overload(duration_s: float, side: int, deadline_ms: int) -> str:
@@ -26,6 +32,7 @@ def overload(duration_s: float, side: int, deadline_ms: int) -> str:
         capacity = len(fire(Plan(request, before_s, CLIENTS)).latencies_s(before_s)) / before_s
         hurried = service.request(photo, f"&deadline_ms={deadline_ms}")
         outcome = fire(Plan(hurried, duration_s, rate=FACTOR * capacity))
+        refusal_s, refusals = _refusal_s(service, photo)
     counted = [shot for shot in outcome.shots if RAMP_S <= shot.answered_s <= duration_s]
     done = [shot for shot in counted if shot.status == 200]
     statuses = Counter("lost" if shot.status == LOST else str(shot.status) for shot in outcome.shots)
@@ -40,6 +47,36 @@ def overload(duration_s: float, side: int, deadline_ms: int) -> str:
             f"* Goodput {goodput:.2f} requests/s, {goodput / capacity:.1%} of capacity (goal: at least {GOODPUT:.0%}).",
             f"* Answered with a picture: p50 {1000 * p50_s:.0f} ms, p99 {1000 * p99_s:.0f} ms (goal: the deadline).",
             f"* Answers by status: {', '.join(f'{status}: {count}' for status, count in sorted(statuses.items()))}.",
+            f"* A refusal costs {1000 * refusal_s:.2f} ms of all cores ({refusals} beside one large picture, by the "
+            "CPU seconds that they add).",
             f"* The client took {outcome.client_cores:.1%} of a core. Goals {'reached' if kept else 'MISSED'}.",
         ]
     )
+
+
+def _refusal_s(service: Running, photo: bytes) -> tuple[float, int]:
+    """Seconds of all cores that a refusal takes from a run; and how many were counted.
+
+    A large picture is painted alone, and then beside clients that are refused; the first one grows the arena.
+    """
+    large = Plan(service.request(jpeg(LARGE_SIDE, LARGE_SIDE)), 0.001)
+    alone = [_painted(service, large) for _ in range(2)][-1]
+    hurried = Plan(service.request(photo, "&deadline_ms=1"), HURRIED * alone.seconds, CLIENTS)
+    with ThreadPoolExecutor(1) as beside:
+        painting = beside.submit(_painted, service, large)
+        time.sleep(HEAD_START * alone.seconds)
+        refusals = sum(shot.status == 503 for shot in fire(hurried).shots)
+        cpu_s = painting.result().cpu_s
+    return max(0.0, cpu_s - alone.cpu_s) / cpu_quota() / max(1, refusals), refusals
+
+
+@dataclass(frozen=True)
+class _Painted:
+    seconds: float
+    cpu_s: float
+
+
+def _painted(service: Running, plan: Plan) -> _Painted:
+    before_s, begun = service.cpu_s(), time.perf_counter()
+    fire(plan)
+    return _Painted(time.perf_counter() - begun, service.cpu_s() - before_s)

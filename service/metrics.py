@@ -20,13 +20,54 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 180)
 JOB_SECONDS = (1, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 
 
-class Metrics:
-    """A registry of its own, so that two apps in one process do not share counts."""
+class WorkerMetrics:
+    """What becomes of jobs and of those who do them. A registry of its own, and two in a process share no counts."""
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=registry)
+        self.build_info = Gauge("stylize_build_info", "1 for this build.", ["version", "commit"], registry=registry)
+        # The library calls the family stylize_jobs, as the gauge is, and would refuse it: it has none to tell of names.
+        self.jobs_finished = Counter(
+            "stylize_jobs", "Jobs finished: succeeded, failed, cancelled.", ["outcome"], registry=None
+        )
+        registry.register(_Nameless(self.jobs_finished))
+        self.job_duration = Histogram(
+            "stylize_job_duration_seconds",
+            "From a job's first start to its end.",
+            ["preset"],
+            buckets=JOB_SECONDS,
+            registry=registry,
+        )
+        self.job_wait = Histogram(
+            "stylize_job_wait_seconds", "From a job's acceptance to its start.", buckets=JOB_SECONDS, registry=registry
+        )
+        self.job_iterations = Counter("stylize_job_iterations", "Evaluations reported by jobs.", registry=registry)
+        self.workers = Gauge("stylize_workers", "Places for workers, by state.", ["state"], registry=registry)
+        self.worker_restarts = Counter(
+            "stylize_worker_restarts", "Workers that ended early, by reason.", ["reason"], registry=registry
+        )
+        # From 0: what first shows up as 1 has not risen, and no alert would tell of the first worker that died.
+        for outcome in ("succeeded", "failed", "cancelled"):
+            self.jobs_finished.labels(outcome)
+        for reason in ("died", "cancelled", "time_limit"):
+            self.worker_restarts.labels(reason)
+
+    def render(self, accept: str) -> tuple[bytes, str]:
+        """The body and its content type: OpenMetrics where ``accept`` asks for it, else Prometheus text."""
+        encoder, content_type = choose_encoder(accept)
+        openmetrics = content_type.startswith("application/openmetrics-text")
+        return encoder(_Untyped(self._registry) if openmetrics else self._registry), content_type
+
+
+class Metrics(WorkerMetrics):
+    """Those of a web process, which may have workers of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        registry = self._registry
+        self.jobs = Gauge("stylize_jobs", "Jobs kept, by status.", ["status"], registry=registry)
         self.http_requests = Counter(
             "stylize_http_requests", "Requests answered.", ["route", "method", "code"], registry=registry
         )
@@ -79,43 +120,6 @@ class Metrics:
         self.model_load = Gauge(
             "stylize_model_load_seconds", "Verifying, loading and warming a model.", ["model"], registry=registry
         )
-        self.build_info = Gauge("stylize_build_info", "1 for this build.", ["version", "commit"], registry=registry)
-
-        self._add_jobs(registry)
-
-    def _add_jobs(self, registry: CollectorRegistry) -> None:
-        self.jobs = Gauge("stylize_jobs", "Jobs kept, by status.", ["status"], registry=registry)
-        # The library calls the family stylize_jobs, as the gauge is, and would refuse it: it has none to tell of names.
-        self.jobs_finished = Counter(
-            "stylize_jobs", "Jobs finished: succeeded, failed, cancelled.", ["outcome"], registry=None
-        )
-        registry.register(_Nameless(self.jobs_finished))
-        self.job_duration = Histogram(
-            "stylize_job_duration_seconds",
-            "From a job's first start to its end.",
-            ["preset"],
-            buckets=JOB_SECONDS,
-            registry=registry,
-        )
-        self.job_wait = Histogram(
-            "stylize_job_wait_seconds", "From a job's acceptance to its start.", buckets=JOB_SECONDS, registry=registry
-        )
-        self.job_iterations = Counter("stylize_job_iterations", "Evaluations reported by jobs.", registry=registry)
-        self.workers = Gauge("stylize_workers", "Places for workers, by state.", ["state"], registry=registry)
-        self.worker_restarts = Counter(
-            "stylize_worker_restarts", "Workers that ended early, by reason.", ["reason"], registry=registry
-        )
-        # From 0: what first shows up as 1 has not risen, and no alert would tell of the first worker that died.
-        for outcome in ("succeeded", "failed", "cancelled"):
-            self.jobs_finished.labels(outcome)
-        for reason in ("died", "cancelled", "time_limit"):
-            self.worker_restarts.labels(reason)
-
-    def render(self, accept: str) -> tuple[bytes, str]:
-        """The body and its content type: OpenMetrics where ``accept`` asks for it, else Prometheus text."""
-        encoder, content_type = choose_encoder(accept)
-        openmetrics = content_type.startswith("application/openmetrics-text")
-        return encoder(_Untyped(self._registry) if openmetrics else self._registry), content_type
 
 
 class _Nameless(Collector):
@@ -146,7 +150,10 @@ class _Untyped(Collector):
 
 
 class Stopwatch:
-    """One request's way through its stages. ``stage`` is the one that it is in, or was in last."""
+    """One request's way through its stages. ``stage`` is the one that it is in, or was in last.
+
+    To be told by one thread at a time; a request that is given up may be told by two, and counts for nothing then.
+    """
 
     def __init__(self) -> None:
         self.stage: Stage | Literal["upload"] = "upload"
@@ -169,12 +176,12 @@ class Stopwatch:
         self._entered = time.perf_counter(), stage
 
     def leave(self) -> None:
-        if self._entered:
-            entered, stage = self._entered
+        entered, self._entered = self._entered, None
+        if entered:
+            since, stage = entered
             left = time.perf_counter()
-            self.durations_s[stage] = self.durations_s.get(stage, 0.0) + left - entered
-            self.intervals.append((stage, entered, left))
-            self._entered = None
+            self.durations_s[stage] = self.durations_s.get(stage, 0.0) + left - since
+            self.intervals.append((stage, since, left))
 
     def header(self) -> str:
         """The value of ``Server-Timing``, in ms."""

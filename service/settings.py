@@ -89,6 +89,12 @@ class Settings(BaseModel):
     admin_port: int | None = Field(
         default=None, ge=1, le=65535, description="TCP port of loopback for `POST /-/reload`; none where not set"
     )
+    metrics_port: int | None = Field(
+        default=None,
+        ge=1,
+        le=65535,
+        description="TCP port of a worker elsewhere for `/metrics`, `/livez`, `/readyz`; none where not set",
+    )
     data_dir: Path = Field(
         default=Path(__file__).parent.parent / "data", description="folder of jobs and their pictures; one service each"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import logging
 import math
@@ -40,6 +41,10 @@ WARM_SIDES: dict[Provider, tuple[int, ...]] = {  # pixels
     "cpu": (SETTLE_SIDE,),
     "openvino": (SETTLE_SIDE,),
 }
+IDENTITY = (  # a graph of one node, y = x
+    b'\x08\x08:7\n\x10\n\x01x\x12\x01y"\x08Identity\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
+    b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\r"
+)
 DTYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
 
 Images = npt.NDArray[np.uint8]  # (N, H, W, 3) sRGB
@@ -69,8 +74,6 @@ class Session:
         self.provider: Provider = _provider_of(self._session)
         if provider == "cuda" and self.provider != "cuda":
             raise ConfigurationError("STYLIZE_PROVIDER=cuda, but ONNX Runtime gave this session the CPU")
-        if provider == "auto" and self.provider == "cpu" and len(_wanted(provider)) == 2:
-            log.warning("%s: CUDA is installed but cannot be used; running on the CPU", self.label)
         _check(model, self._session.get_inputs(), self._session.get_outputs())
         same_size = model.card.inputs[0].shape == model.card.outputs[0].shape
         self._buffers = Buffers(self._session, "cuda") if self.provider == "cuda" and same_size else None
@@ -190,13 +193,17 @@ def shrinking(provider: Provider) -> ort.RunOptions:
 
 
 def check_provider(provider: ProviderChoice) -> None:
-    """Raises ConfigurationError where CUDA is demanded of a runtime that was built without it, or an OpenVINO that is
-    not installed."""
+    """Raises ConfigurationError where CUDA is demanded and not to be had, or an OpenVINO that is not installed."""
     if provider == "openvino" and importlib.util.find_spec("openvino") is None:
         raise ConfigurationError("STYLIZE_PROVIDER=openvino, but it is not installed: pip install '.[openvino]'")
     if provider == "cuda" and EXECUTION_PROVIDERS["cuda"] not in ort.get_available_providers():
         raise ConfigurationError(
             "STYLIZE_PROVIDER=cuda, but this ONNX Runtime has no CUDA: install onnxruntime-gpu, or set auto or cpu"
+        )
+    if provider == "cuda" and not _cuda_works():
+        raise ConfigurationError(
+            "STYLIZE_PROVIDER=cuda, but ONNX Runtime cannot use it here, and has said why: this process needs a GPU and"
+            " its driver, or auto or cpu"
         )
 
 
@@ -251,11 +258,24 @@ def _text(path: Path) -> str:
 
 
 def _wanted(provider: ProviderChoice, gpu_mem_limit_bytes: int | None = None) -> list[tuple[str, dict[str, str]]]:
-    available = ort.get_available_providers()
-    order: list[OnnxRuntimeProvider] = ["cpu"] if provider == "cpu" else ["cuda", "cpu"]
+    order: list[OnnxRuntimeProvider] = ["cuda", "cpu"] if provider != "cpu" and _cuda_works() else ["cpu"]
     limits = {} if gpu_mem_limit_bytes is None else {"gpu_mem_limit": str(gpu_mem_limit_bytes)}
     options = PROVIDER_OPTIONS | {"cuda": PROVIDER_OPTIONS["cuda"] | limits}
-    return [(EXECUTION_PROVIDERS[name], options[name]) for name in order if EXECUTION_PROVIDERS[name] in available]
+    return [(EXECUTION_PROVIDERS[name], options[name]) for name in order]
+
+
+@functools.cache
+def _cuda_works() -> bool:
+    """Whether a session is given CUDA: where it was built with it, the runtime lists it even if it cannot load it. The
+    libraries that pip installed it finds only once they are loaded."""
+    if EXECUTION_PROVIDERS["cuda"] not in ort.get_available_providers():
+        return False
+    ort.preload_dlls()
+    tried = ort.InferenceSession(IDENTITY, providers=list(EXECUTION_PROVIDERS.values()))
+    works = EXECUTION_PROVIDERS["cuda"] in tried.get_providers()
+    if not works:
+        log.warning("CUDA is installed but cannot be used: `auto` takes the CPU")
+    return works
 
 
 def _provider_of(session: ort.InferenceSession) -> Provider:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -22,7 +23,7 @@ from PIL import Image
 ROOT = Path(__file__).parents[2]
 PHOTO = ROOT / "tests" / "photos" / "coffee.jpg"
 BUILD, ENGINE = (shlex.split(os.environ.get(name, "")) for name in ("IMAGE_BUILD", "IMAGE_ENGINE"))
-TAG, GATYS_TAG = "stylize:image-test", "stylize:image-test-gatys"
+TAG, GATYS_TAG, GPU_TAG = "stylize:image-test", "stylize:image-test-gatys", "stylize:image-test-gpu"
 BASE = "docker.io/library/python:3.11-slim-bookworm"
 MOST_ADDED_BYTES = 320e6
 HARDENED = ("--read-only", "--cap-drop=all", "--security-opt=no-new-privileges", "--tmpfs=/tmp", "--user=12345:12345")
@@ -46,6 +47,15 @@ def image() -> str:
 @pytest.fixture(scope="module")
 def gatys_image() -> str:
     return built("gatys", GATYS_TAG)
+
+
+@pytest.fixture(scope="module")
+def gpu_image() -> str:
+    if not os.environ.get("IMAGE_GPU"):
+        pytest.skip("IMAGE_GPU=1 builds the target gpu too, which downloads 1.6 GB")
+    if Path("/dev/nvidiactl").exists():
+        pytest.skip("this machine has a GPU: what happens without one is not tried")
+    return built("gpu", GPU_TAG)
 
 
 def built(target: str, tag: str) -> str:
@@ -121,6 +131,31 @@ def test_workers_image_optimises_with_the_shipped_features(gatys_image: str) -> 
         body, boundary = multipart(fields, iterations="3", preset="balanced")
         job = json.loads(running.get("/gatys", body, f"multipart/form-data; boundary={boundary}")[1])
         assert b"event: succeeded" in running.get(f"/jobs/{job['id']}/events")[1]
+    finally:
+        engine("rm", "--force", running.id)
+
+
+def test_gpu_image_paints_without_a_gpu_and_says_so(gpu_image: str) -> None:
+    running = Container.run(gpu_image)
+    try:
+        running.wait_until_ready()
+        assert running.get("/stylize?style=starry_night&max_side=320", PHOTO.read_bytes())[0] == 200
+        assert b'provider="cpu"' in running.get("/metrics")[1]
+        said = subprocess.run([*ENGINE, "logs", running.id], capture_output=True, text=True)
+        log = said.stdout + said.stderr
+        assert "CUDA is installed but cannot be used" in log
+        assert "libcuda.so.1" in log  # all but the driver's library is there
+        assert not re.search(r"lib(cu(blas|blasLt|dnn|fft|dart|rand)|nvrtc)\.so", log)
+    finally:
+        engine("rm", "--force", running.id)
+
+
+def test_gpu_image_does_not_start_without_a_gpu_that_is_demanded(gpu_image: str) -> None:
+    running = Container.run(gpu_image, options=("-e", "STYLIZE_PROVIDER=cuda"))
+    try:
+        assert engine("wait", running.id) == "2"
+        said = subprocess.run([*ENGINE, "logs", running.id], capture_output=True, text=True)
+        assert "cannot start: STYLIZE_PROVIDER=cuda" in said.stdout + said.stderr
     finally:
         engine("rm", "--force", running.id)
 

@@ -15,13 +15,15 @@ import jsonschema
 import pytest
 import yaml
 
+from bench.fleet import Autoscaler
 from service.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 OVERLAYS = sorted(path.name for path in (ROOT / "k8s" / "overlays").iterdir())
-# what is no kind of Kubernetes' own, against the documentation of those whose it is
+# what is no kind of Kubernetes' own: schemas of ours, checked against the CRDs that their comments name
 SCHEMAS = {path.stem: json.loads(path.read_text()) for path in (Path(__file__).parent / "schemas").iterdir()}
 
+WORKERS_JOB = "stylize-gatys"  # as the rules and the dashboard know it
 REFERENCES = {"configMapRef": "ConfigMap", "secretRef": "Secret"}
 
 Object = dict[str, Any]
@@ -82,6 +84,9 @@ def test_cluster_would_accept_every_object(overlay: str, tmp_path: Path) -> None
         ("runbook_url: docs/runbook.md#stylizedown", "runbook_url: [1]"),
         ("serverAddress:", "address:"),
         ("interval: 15s", "interval: 15"),
+        ("interval: 15s", "interval: 15s1m"),
+        ("relabelings:", "relabeling:"),
+        ("maxReplicaCount: 20", "maxReplicaCount: 0"),
     ],
 )
 def test_custom_objects_are_checked_too(field: str, misspelt: str, tmp_path: Path) -> None:
@@ -154,6 +159,29 @@ def test_workers_share_broker_and_pictures_with_the_web_tier() -> None:
     assert importlib.util.find_spec(container["command"][-1]) is not None
 
 
+@needs_workers
+def test_workers_are_probed_and_watched_and_answer_nobody_else() -> None:
+    found = objects("cluster")
+    deployment = one(found, "Deployment", "stylize-gatys")["spec"]["template"]
+    (container,) = deployment["spec"]["containers"]
+    settings = Settings.from_env(environment(found, deployment["spec"]))
+    assert (settings.host, container["ports"]) == (
+        "0.0.0.0",
+        [{"name": "metrics", "containerPort": settings.metrics_port}],
+    )
+    probes = [container[f"{probe}Probe"]["httpGet"] for probe in ("startup", "readiness", "liveness")]
+    assert [probe["path"] for probe in probes] == ["/livez", "/readyz", "/livez"]
+    assert {probe["port"] for probe in probes} == {"metrics"}
+    monitor = one(found, "PodMonitor", "stylize-gatys")["spec"]
+    (endpoint,) = monitor["podMetricsEndpoints"]
+    assert (endpoint["port"], endpoint["path"]) == ("metrics", "/metrics")
+    assert endpoint["relabelings"] == [{"targetLabel": "job", "replacement": WORKERS_JOB}]
+    policy = one(found, "NetworkPolicy", "stylize-gatys")["spec"]
+    for selector in (monitor["selector"], policy["podSelector"]):
+        assert selector["matchLabels"].items() <= deployment["metadata"]["labels"].items()
+    assert [rule["ports"] for rule in policy["ingress"]] == [[{"port": "metrics"}]]
+
+
 def test_autoscalers_name_what_there_is() -> None:
     found = objects("cluster")
     hpa = one(found, "HorizontalPodAutoscaler")["spec"]
@@ -164,6 +192,16 @@ def test_autoscalers_name_what_there_is() -> None:
     assert hpa["metrics"][0]["pods"]["metric"]["name"] == rule["name"]["as"]
     scaled = one(found, "ScaledObject", "stylize-gatys")["spec"]["scaleTargetRef"]["name"]
     assert one(found, "Deployment", scaled)["spec"].get("replicas") is None
+
+
+def test_the_autoscaler_is_the_one_that_was_simulated() -> None:
+    hpa = one(objects("cluster"), "HorizontalPodAutoscaler")["spec"]
+    (policy,) = hpa["behavior"]["scaleUp"]["policies"]
+    simulated = Autoscaler(least=hpa["minReplicas"], most=hpa["maxReplicas"], start_s=0)
+    assert hpa["metrics"][0]["pods"]["target"]["averageValue"] == f"{1000 * simulated.target:g}m"
+    assert (policy["type"], 1 + policy["value"] / 100) == ("Percent", simulated.scale_up)
+    assert policy["periodSeconds"] == simulated.scale_up_s
+    assert hpa["behavior"]["scaleDown"]["stabilizationWindowSeconds"] == simulated.stabilisation_s
 
 
 def environment(found: list[Object], pod: Object, *kinds: str) -> dict[str, str]:

@@ -8,13 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -31,7 +30,8 @@ from service.jobs.webhook import Webhooks
 from service.metrics import Metrics
 from service.settings import Settings
 from tests.jobs.broker import RabbitServer, RedisServer, rabbit, redis, redis_server
-from tests.jobs.conftest import PAINTING, PATIENCE_S, PHOTO, ROOT, Service, wait_for
+from tests.jobs.conftest import PAINTING, PATIENCE_S, PHOTO, ROOT, wait_for
+from tests.jobs.machines import Cluster, cluster, stack
 from tests.jobs.test_queue import order
 from tests.jobs.test_service import events
 from tests.jobs.test_webhook import SECRET, receiving
@@ -39,83 +39,10 @@ from tests.service.live import sample, start
 from tests.service.pictures import encoded, gradient, pixels
 from tests.service.toy import VECTORS, toy_stylized, write_store
 
-__all__ = ["rabbit", "redis", "redis_server"]
-NOTHING: Mapping[str, str] = MappingProxyType({})
+__all__ = ["cluster", "rabbit", "redis", "redis_server", "stack"]
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
 PNG = {"Content-Type": "image/png"}
 LONG = {"iterations": 5000, "preset": "keras"}
-
-
-class Worker:
-    """``python -m service.jobs.distributed``."""
-
-    def __init__(self, log: Path, variables: dict[str, str], before: tuple[str, ...] = ()) -> None:
-        environ = {name: value for name, value in os.environ.items() if not name.startswith("STYLIZE_")}
-        with log.open("a") as file:
-            self.process = subprocess.Popen(
-                [*before, sys.executable, "-m", "service.jobs.distributed"],
-                cwd=ROOT,
-                env=environ | variables,
-                stdout=file,
-                stderr=file,
-            )
-        self.log = log
-
-    def hands(self) -> list[int]:
-        """Its processes that do jobs."""
-        with suppress(OSError):
-            return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
-        return []
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid
-
-    def end(self, number: signal.Signals = signal.SIGKILL) -> int:
-        self.process.send_signal(number)
-        return self.process.wait(PATIENCE_S)
-
-
-class Cluster:
-    def __init__(self, stack: ExitStack, store: Path, folder: Path, jobs_url: str, **variables: str) -> None:
-        self._stack, self.store, self._folder = stack, store, folder
-        self.variables = {
-            "STYLIZE_JOBS_URL": jobs_url,
-            "STYLIZE_PICTURES_URL": f"file://{folder}/pictures",
-            "STYLIZE_DATA_DIR": str(folder / "data"),
-            **variables,
-        }
-
-    def web(self, ready: bool = True) -> Service:
-        service = Service(self.store, self._folder / "data", ready, **self.variables)
-        self._stack.callback(service.stop)
-        return service
-
-    def worker(self, *before: str, both_cores: bool = False, variables: Mapping[str, str] = NOTHING) -> Worker:
-        settings = {"STYLIZE_MODEL_STORE": str(self.store), "STYLIZE_PROVIDER": "cpu"}
-        alone = () if both_cores else ("taskset", "-c", "0")  # threads beyond the cores would wait for one another
-        worker = Worker(self._folder / "workers.log", {**settings, **self.variables, **variables}, (*alone, *before))
-        self._stack.callback(worker.end)
-        return worker
-
-    def files(self) -> list[str]:
-        """Of the volume, beside results and previews."""
-        found = [path.name for path in (self._folder / "pictures").rglob("*") if path.is_file()]
-        return [name for name in found if not name.startswith(("result-", "preview-")) and len(name) != 16]
-
-    def log(self) -> str:
-        return (self._folder / "workers.log").read_text()
-
-
-@pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    with ExitStack() as stack:
-        yield stack
-
-
-@pytest.fixture
-def cluster(stack: ExitStack, store: Path, tmp_path: Path, redis: RedisServer) -> Callable[..., Cluster]:
-    return lambda jobs_url=redis.url, **variables: Cluster(stack, store, tmp_path, jobs_url, **variables)
 
 
 def test_a_job_from_its_order_to_its_result_on_another_machine(cluster: Callable[..., Cluster]) -> None:
@@ -163,7 +90,8 @@ def test_a_running_job_is_cancelled_from_any_web_process(cluster: Callable[..., 
 def test_a_step_that_takes_too_long_to_be_cancelled_is_killed(cluster: Callable[..., Cluster]) -> None:
     machines = cluster()
     web, worker = machines.web(), machines.worker()
-    job = web.submit(files={"image": ("a.png", encoded(gradient(1000, 1000)))}, max_side=1000, **LONG)
+    side = 1900  # px: one evaluation takes several times the two seconds even where bf16 has units of its own
+    job = web.submit(files={"image": ("a.png", encoded(gradient(side, side)))}, max_side=side, **LONG)
     web.wait(job["id"], "running")
     (hand,) = worker.hands()
     wait_for(lambda: _resident_bytes(hand) > 10**9)  # in the middle of its first evaluation

@@ -80,7 +80,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "service.masks", "service.images", "service.errors",
     },
     "service.jobs.distributed.__main__": {
-        "service.jobs", "service.settings", "service.logs", "service.errors",
+        "service.jobs", "service.settings", "service.logs", "service.metrics", "service.errors",
     },
     "service.jobs.distributed.worker": {
         "service.jobs", "service.models.session", "service.models.store", "service.errors",

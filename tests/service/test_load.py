@@ -101,6 +101,16 @@ def test_a_client_that_leaves_frees_its_place_and_stops_its_run(service: Live) -
     assert service.metric("stylize_in_flight") == 0
 
 
+def test_a_client_that_leaves_stops_its_run_though_it_has_sent_another_request_ahead(service: Live) -> None:
+    stopped = service.metric('stylize_abandoned_total{stage="infer"}')
+    with socket.create_connection(service.address) as connection:
+        connection.sendall(request(BIG, content_type="image/jpeg") + request(SMALL))
+        service.wait_for("stylize_in_flight", BIG_PIXELS)
+        service.wait_for(DEPTH, 0)
+    service.wait_for('stylize_abandoned_total{stage="infer"}', stopped + 1)
+    assert service.metric("stylize_in_flight") == 0
+
+
 def test_a_deadline_that_passes_during_a_run_stops_it(service: Live) -> None:
     expected = post(service, SMALL)
     runs, stopped = service.metric(RUNS), service.metric('stylize_abandoned_total{stage="infer"}')

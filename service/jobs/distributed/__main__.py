@@ -12,17 +12,21 @@ import sys
 # What goes on is given back at SIGTERM, not finished: it may take an hour. Celery reads this when it is imported.
 os.environ.setdefault("REMAP_SIGTERM", "SIGQUIT")
 
+from service import __version__
 from service.errors import ConfigurationError, ModelRefused
+from service.jobs.distributed.ops import Ops
 from service.jobs.distributed.queue import Misplaced, Place
 from service.jobs.distributed.volume import VolumeUnusable
 from service.jobs.distributed.worker import Bench, work
 from service.jobs.job import Limits
 from service.logs import configure
+from service.metrics import WorkerMetrics
 from service.settings import Settings
 
 
 def main() -> int:
-    """0 when told to stop, 2 where the configuration is wrong, 3 where the store or the volume is not the service's."""
+    """0 when told to stop, 2 where the configuration is wrong or the port is taken, 3 where the store or the volume is
+    not the service's."""
     try:
         settings = Settings.from_env(os.environ)
         configure(settings.log)
@@ -49,7 +53,20 @@ def _bench(settings: Settings) -> Bench:
         settings.job_timeout_s,
         settings.model_store.absolute(),
         settings.provider,
+        _ops(settings),
     )
+
+
+def _ops(settings: Settings) -> Ops | None:
+    if settings.metrics_port is None:
+        return None
+    metrics = WorkerMetrics()
+    metrics.build_info.labels(__version__, settings.commit).set(1)
+    try:
+        return Ops(settings.host, settings.metrics_port, metrics)
+    except OSError as error:
+        wanted = f"STYLIZE_METRICS_PORT={settings.metrics_port} on STYLIZE_HOST={settings.host}"
+        raise ConfigurationError(f"{wanted} cannot be listened on: {error.strerror}") from error
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 
 from service.errors import ModelRefused, NotReady, ServiceError
 from service.jobs.distributed.queue import DistributedQueue, Misplaced
+from service.jobs.distributed.tally import End
 from service.jobs.job import FINAL
 from service.jobs.supervisor import AWAY_S, Crew, Supervisor
 from service.jobs.webhook import Webhooks
@@ -99,16 +100,13 @@ class Dispatch(Supervisor):
         self._note(await asyncio.to_thread(queue.troubles))
 
     async def _account_for(self, queue: DistributedQueue) -> None:
-        """Every end counts on one web process, whichever asks first."""
+        """Every end counts once: on its worker, where that has metrics of its own, or on whichever web process asks
+        first."""
         ended = await asyncio.to_thread(queue.ended)
         for kind, count in ended.restarts.items():
             self._metrics.worker_restarts.labels(kind).inc(count)
         for job in ended.jobs:
-            self._metrics.jobs_finished.labels(job.status).inc()
-            self._metrics.job_iterations.inc(job.iteration)
-            if job.started_at is not None and job.finished_at is not None:
-                self._metrics.job_wait.observe(max(0.0, job.started_at - job.created_at))
-                self._metrics.job_duration.labels(job.parameters.preset).observe(job.finished_at - job.started_at)
+            End.of(job).count(self._metrics)
 
     async def submitted(self) -> None:
         """Its ticket is out, and the next sweep counts it."""

@@ -19,6 +19,7 @@ from typing import Any, NoReturn, TypeVar
 
 from service.errors import ConfigurationError, InvalidFields, NotFound, NotReady, Saturated, ServiceError
 from service.jobs.distributed.state import Refused, Reply, State
+from service.jobs.distributed.tally import Tally
 from service.jobs.distributed.tickets import Tickets
 from service.jobs.distributed.volume import Volume, VolumeUnusable
 from service.jobs.job import STATUSES, Event, Job, Lease, Limits, Loss, Order, Status
@@ -68,26 +69,40 @@ class Place:
     state_url: str
     pictures_url: str
 
-    def queue(self, limits: Limits, store: Callable[[], str], *, patience_s: float, issues: bool) -> DistributedQueue:
-        """``issues`` tickets, or does jobs only. Raises ConfigurationError naming the variable; whether anything
-        answers at a URL shows when it is used."""
+    def queue(
+        self,
+        limits: Limits,
+        store: Callable[[], str],
+        *,
+        patience_s: float,
+        issues: bool,
+        tally: Tally | None = None,
+    ) -> DistributedQueue:
+        """``issues`` tickets, or does jobs only and has a ``tally`` count them. Raises ConfigurationError naming the
+        variable; whether anything answers at a URL shows when it is used."""
         try:
             volume = Volume(self.pictures_url)
         except (ImportError, ValueError) as error:
             raise ConfigurationError(f"STYLIZE_PICTURES_URL: {error}") from error
         tickets = Tickets(self.broker_url) if issues else None
-        return DistributedQueue(State(self.state_url, patience_s), volume, tickets, limits, store)
+        return DistributedQueue(State(self.state_url, patience_s), volume, tickets, limits, store, tally)
 
 
 class DistributedQueue:
     """``store`` tells the version of the model store that this process has now. ``tickets`` is not needed to do
-    jobs."""
+    jobs. What a ``tally`` counts is kept from the web processes' metrics."""
 
     def __init__(
-        self, state: State, volume: Volume, tickets: Tickets | None, limits: Limits, store: Callable[[], str]
+        self,
+        state: State,
+        volume: Volume,
+        tickets: Tickets | None,
+        limits: Limits,
+        store: Callable[[], str],
+        tally: Tally | None = None,
     ) -> None:
         self._state, self._volume, self._tickets = state, volume, tickets
-        self._limits, self._store = limits, store
+        self._limits, self._store, self._tally = limits, store, tally
         self._closing = threading.Event()
         self._swept: str | None = None  # the run of Redis in which this process last swept
 
@@ -176,7 +191,7 @@ class DistributedQueue:
             self._issue(max(0, queued - self._tickets.waiting()))
 
     def ended(self) -> Ended:
-        """Each end is told of once, to one process."""
+        """Each end that no worker counts is told of once, to one process."""
         jobs, restarts = self._call("ended")
         return Ended(self._found(jobs), {kind: int(count) for kind, count in _pairs(restarts).items()})
 
@@ -253,14 +268,12 @@ class DistributedQueue:
         name = _file("result", lease)
         self._waiting_for_volume(lease, lambda: self._volume.write(lease.job_id, name, result))
         data = _json(end_told(lease.job_id, "succeeded", None))
-        self._fenced(lease, name, lambda: self._leased("succeed", lease, name=name, data=data))
-        self._tidy(lease.job_id)
+        self._fenced(lease, name, lambda: self._end("succeed", lease, name=name, data=data))
 
     def fail(self, lease: Lease, error: ServiceError) -> None:
         problem = problem_of(lease.job_id, error)
         data = _json(end_told(lease.job_id, "failed", problem))
-        self._leased("fail", lease, error=json.dumps(problem), data=data)
-        self._tidy(lease.job_id)
+        self._end("fail", lease, error=json.dumps(problem), data=data)
 
     def worker_died(self, lease: Lease, reason: str) -> Status:
         problem = problem_of(lease.job_id, deadly(self._limits.max_attempts, reason))
@@ -280,7 +293,10 @@ class DistributedQueue:
 
     def restarted(self, kind: str) -> None:
         """A worker ended early."""
-        self._call("restarted", kind=kind)
+        if self._tally:
+            self._tally.restarted(kind)
+        else:
+            self._call("restarted", kind=kind)
 
     # How
 
@@ -313,6 +329,12 @@ class DistributedQueue:
 
     def _leased(self, command: str, lease: Lease, **ask: object) -> Reply:
         return self._call(command, id=lease.job_id, attempt=lease.attempt, lease_s=LEASE_S, **ask)
+
+    def _end(self, command: str, lease: Lease, **ask: object) -> None:
+        self._leased(command, lease, counted=self._tally is not None, **ask)
+        self._tidy(lease.job_id)
+        if self._tally:
+            self._tally.ended(self.get(lease.job_id))
 
     def _on_volume(self, use: Callable[[], T]) -> T:
         """For those who do not wait for it."""

@@ -85,7 +85,8 @@ local function finish(id, status, problem, data)
   let_go(id)
   call('ZADD', key('expiry'), now + ask.ttl_s, id)
   call('ZADD', key('untidy'), now, id)
-  if status ~= 'cancelled' then call('RPUSH', key('ended'), id) end -- who cancels it counts it
+  -- who cancels it counts it, and so does a worker with metrics of its own
+  if status ~= 'cancelled' and not ask.counted then call('RPUSH', key('ended'), id) end
   if get(id, 'webhook_url') ~= '' then call('ZADD', key('webhooks'), now, id) end
   tell(id, status, data)
 end

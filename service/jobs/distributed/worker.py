@@ -26,10 +26,12 @@ from billiard.einfo import ExceptionInfo
 from billiard.exceptions import WorkerLostError
 from celery import Celery, Task, signals
 from celery.exceptions import Reject
+from celery.worker import WorkController
 from celery.worker import state as worker_state
 from celery.worker.request import Request
 
 from service.errors import DeadlineExceeded, ModelRefused, NotFound, NotReady
+from service.jobs.distributed.ops import Ops
 from service.jobs.distributed.queue import DistributedQueue, Misplaced, Place
 from service.jobs.distributed.state import FOREVER_S
 from service.jobs.distributed.tickets import TASK, Tickets, celery_app
@@ -53,7 +55,8 @@ BEFORE_FORK = ("torch", "onnxruntime")
 
 @dataclass(frozen=True)
 class Bench:
-    """What a worker works with: processes, seconds that a job may take, networks and what they run on."""
+    """What a worker works with: processes, seconds that a job may take, networks and what they run on, and who tells
+    of it, if anybody."""
 
     place: Place
     limits: Limits
@@ -61,10 +64,12 @@ class Bench:
     time_limit_s: float
     store: Path
     provider: ProviderChoice
+    ops: Ops | None
 
     def queue(self, patience_s: float) -> DistributedQueue:
         version = ModelStore(self.store).version
-        return self.place.queue(self.limits, version, patience_s=patience_s, issues=False)
+        tally = self.ops.tally if self.ops else None
+        return self.place.queue(self.limits, version, patience_s=patience_s, issues=False, tally=tally)
 
 
 def work(bench: Bench) -> int:
@@ -72,6 +77,8 @@ def work(bench: Bench) -> int:
     status. Raises ConfigurationError, and Misplaced where this is not a worker for the service."""
     # a container that was started again has its old name and process ids, and is not what it was
     host = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+    if bench.ops:
+        bench.ops.begin()
     with closing(bench.queue(FOREVER_S)) as queue:
         queue.admit(host)
     app = celery_app(bench.place.broker_url)
@@ -94,6 +101,8 @@ def work(bench: Bench) -> int:
     )
     loaded = [name for name in BEFORE_FORK if name in sys.modules]
     assert not loaded, f"{loaded} may only be imported after the fork"
+    if bench.ops:
+        bench.ops.watch(bench.processes, lambda: len(worker_state.active_requests), lambda: _reasons(worker))
     log.info("%s takes jobs, %d at once", host, bench.processes)
     worker.start()
     foreman.give_back(Tickets(bench.place.broker_url))
@@ -231,6 +240,12 @@ def _declare(app: Celery, bench: Bench, foreman: Foreman, host: str) -> None:
             log.error("a ticket is refused: %s", error)
             time.sleep(REFUSED_S)
             raise Reject(str(error), requeue=True) from error
+
+
+def _reasons(worker: WorkController) -> list[str]:
+    """Why it takes no jobs."""
+    connected = worker.consumer is not None and worker.consumer.connection is not None
+    return [] if connected else ["the jobs' broker is not reached, and is waited for"]
 
 
 def _leave_logging_alone(**_: object) -> None:
