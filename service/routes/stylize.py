@@ -48,7 +48,7 @@ from service.schemas import StylizeFields
 
 T = TypeVar("T")
 
-ORDERS_KEPT = 64  # fields that were read lately: most requests ask for what another did
+WANTED_KEPT = 64  # sets of fields: most requests ask for what another did
 QUICK_PIXELS = 2**20  # of a photo: decoding and encoding it takes at most 30 ms
 
 
@@ -81,7 +81,7 @@ class _Moving:
 
 
 Fields = tuple[tuple[str, str], ...]
-_Order = tuple[StylizeFields, ServedModel, Rows]
+_Wanted = tuple[StylizeFields, ServedModel, Rows]
 
 
 class Stylizer:
@@ -105,8 +105,8 @@ class Stylizer:
         self._limits = limits
         self._supervisor = supervisor
         self._encodings = encodings
-        self._ordered_of: Catalog | None = None
-        self._ordered: Callable[[Fields], _Order]
+        self._wanted_of: Catalog | None = None
+        self._wanted_by: Callable[[Fields], _Wanted]
 
     def check(self, give_up: float | None) -> None:
         """Raises Saturated where a request need not be read: see ``Admission.check``."""
@@ -120,7 +120,7 @@ class Stylizer:
         Raises what api.md's table of errors says.
         """
         catalog = self._engine.catalog
-        fields, model, rows = self._order(upload, catalog)
+        fields, model, rows = self._wanted(upload, catalog)
         with watch.time("decode"):
             animation = await self._animation(upload.image)
             if animation is None:
@@ -150,13 +150,13 @@ class Stylizer:
         self._record_soon(fields, size, watch, still=True)
         return _answer(content, format, fields, model, watch)
 
-    def _order(self, upload: Upload, catalog: Catalog) -> _Order:
+    def _wanted(self, upload: Upload, catalog: Catalog) -> _Wanted:
         """Raises InvalidFields and UnknownStyle."""
         if upload.offences or upload.files:
-            return _order(catalog, tuple(upload.fields), upload.offences, tuple(upload.files))
-        if catalog is not self._ordered_of:
-            self._ordered_of, self._ordered = catalog, lru_cache(ORDERS_KEPT)(partial(_order, catalog))
-        return self._ordered(tuple(upload.fields))
+            return _wanted(catalog, tuple(upload.fields), upload.offences, tuple(upload.files))
+        if catalog is not self._wanted_of:
+            self._wanted_of, self._wanted_by = catalog, lru_cache(WANTED_KEPT)(partial(_wanted, catalog))
+        return self._wanted_by(tuple(upload.fields))
 
     async def _answer_moving(
         self,
@@ -379,7 +379,7 @@ def _large_parameters(
     )
 
 
-def _order(catalog: Catalog, fields: Fields, offences: Sequence[Offence] = (), files: Sequence[str] = ()) -> _Order:
+def _wanted(catalog: Catalog, fields: Fields, offences: Sequence[Offence] = (), files: Sequence[str] = ()) -> _Wanted:
     """What some fields ask for: valid, the model, and its rows (R, D); no rows yet of a painting that came along."""
     valid = StylizeFields.read(fields, catalog, offences, files)
     model = model_for(valid, catalog)

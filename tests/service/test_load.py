@@ -265,6 +265,23 @@ def test_sighup_serves_a_new_style_loses_no_request_and_leaves_a_broken_store_al
         assert httpx.get(f"{service.url}/readyz").status_code == 200
 
 
+def test_a_style_that_a_reload_changed_is_painted_anew_by_the_same_request(tmp_path: Path) -> None:
+    def painted(service: Live) -> int:
+        answered = httpx.post(f"{service.url}/stylize?style=red", content=SMALL, headers={"Content-Type": "image/png"})
+        return int(pixels(answered.content)[..., 0].mean())
+
+    write_conditional(tmp_path, "toy", {name: VECTORS[name] for name in ("photo", "red")})
+    with live(STYLIZE_MODEL_STORE=str(tmp_path)) as service:
+        red = painted(service)
+        assert painted(service) == red
+        write_conditional(tmp_path, "toy", {"photo": VECTORS["photo"], "red": VECTORS["green"]})
+        service.process.send_signal(signal.SIGHUP)
+        give_up = time.monotonic() + PATIENCE_S
+        while painted(service) == red:
+            assert time.monotonic() < give_up
+            time.sleep(0.02)
+
+
 def test_reload_on_the_admin_s_port_says_what_was_refused(tmp_path: Path) -> None:
     write_conditional(tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as free:
