@@ -17,12 +17,14 @@ from bench.excess import compare_excesses
 from bench.networks import compare_networks
 from bench.overload import overload
 from bench.page import measure_page, take_pictures
+from bench.redis import measure_redis
 from bench.rival import compare_with_rival
 from bench.servers import compare_servers, plot, report
 from bench.service import measure_service
 from bench.settings import settings
 from bench.simulation import simulation
 from bench.soak import soak
+from service.jobs.parameters import PRESETS
 from service.models.session import cpu_quota
 
 RESULTS = Path(__file__).parent / "results"
@@ -30,12 +32,14 @@ DOCS = Path(__file__).parents[1] / "docs"
 PARTS = (
     "all",
     "networks",
+    "openvino",
     "service",
     "peers",
     "overload",
     "soak",
     "settings",
     "capacity",
+    "redis",
     "simulate",
     "page",
     "pictures",
@@ -58,9 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--requests-per-s", type=float, default=10.0, help="of the load to plan for")
     parser.add_argument("--megapixels", type=float, default=0.8, help="of a picture of the load to plan for")
     parser.add_argument("--jobs-per-min", type=float, default=1.0, help="of the load to plan for")
+    parser.add_argument("--job-s", type=float, default=20.0, help="redis: seconds that a job takes a worker")
     parser.add_argument("--cost", type=float, default=0.1, help="of a machine like this one, an hour, in any currency")
     parser.add_argument("--corpus", type=Path, help="arbitrary, excess: folder of the paintings that were held out")
     parser.add_argument("--steps", type=int, default=200, help="excess: of refinement")
+    parser.add_argument("--sheet", type=Path, help="excess: draw all pictures here, and the optima")
     parser.add_argument("--no-peers", action="store_true", help="measure our own service alone: installs nothing")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     options = parser.parse_args(arguments)
@@ -69,6 +75,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name = f"{platform.machine()}_{cpu_quota()}_cores" + ("" if options.part == "all" else f"_{options.part}")
     if options.part in ("all", "networks"):
         found.append(compare_networks(options.rounds))
+    if options.part == "openvino":
+        from bench.runtimes import compare_runtimes  # needs an extra
+
+        found.append(compare_runtimes(options.rounds))
     if options.part in ("all", "service"):
         found.append(measure_service())
     if options.part in ("all", "peers"):
@@ -80,6 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.part == "capacity":
         load = Load(options.requests_per_s, options.megapixels, options.jobs_per_min)
         found.append(capacity(options.cell, load, options.cost))
+    if options.part == "redis":
+        found.append(measure_redis(options.job_s, PRESETS["fast"].iterations))
     if options.part == "beside":
         found.append(beside_a_job(options.rounds, options.cell, options.side))
     if options.part == "simulate":
@@ -95,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.part == "arbitrary":
         found.append(compare_encoders(options.corpus, options.rounds))
     if options.part == "excess":
-        found.append(compare_excesses(options.corpus, DOCS / "arbitrary.jpg", options.steps))
+        found.append(compare_excesses(options.corpus, options.sheet, options.steps))
     if options.part == "settings":
         found.append(settings(options.rounds, options.cell))
     text = "\n\n".join(found) + "\n"

@@ -2,7 +2,7 @@
 
 A replica does nothing between two arrivals that cannot be worked out at the second, so it is advanced only then:
 there is no queue of events but the clients' that were refused and come back. Departures from the service: runs take
-as long as expected, decoding and encoding are part of them, refusing costs nothing, and no client leaves early.
+as long as expected, decoding and encoding are part of them, and no client leaves early.
 """
 
 from __future__ import annotations
@@ -18,17 +18,21 @@ import numpy as np
 
 from service.batching import Margin
 
+SCRAPES = 4  # a minute
+
 Rate = Callable[[float], float]  # requests a second, by seconds since the start
 
 
 @dataclass(frozen=True)
 class Replica:
-    """``a_s`` x + ``b_s`` seconds for x megapixels, as ``bench capacity`` measures; and the service's own limits."""
+    """``a_s`` x + ``b_s`` seconds for x megapixels, as ``bench capacity`` measures; ``refusal_s`` that a refusal takes
+    from the run beside it, as ``bench overload`` does; and the service's own limits."""
 
     a_s: float
     b_s: float
     max_queue_pixels: int
     max_batch_pixels: int
+    refusal_s: float = 0.0
 
     def run_s(self, pixels: int) -> float:
         return self.a_s * pixels / 1e6 + self.b_s
@@ -62,12 +66,14 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Autoscaler:
-    """Kubernetes' HPA: ``target`` of in_flight / capacity on average, as k8s/components/autoscaling has it."""
+    """Kubernetes' HPA: ``target`` of in_flight / capacity on average, as k8s/components/autoscaling has it.
+
+    It is told each replica's mean over a minute, scraped every 15 s, cut to thousandths as prometheus-adapter does."""
 
     least: int
     most: int
     start_s: float  # from the decision to a replica that answers
-    target: float = 0.1
+    target: float = 0.01
     interval_s: float = 15.0
     scale_up: float = 2.0  # at most so many times as many replicas in scale_up_s
     scale_up_s: float = 30.0
@@ -131,10 +137,17 @@ class _Server:
         self.waiting_pixels = self.running_pixels = 0
         self.waiting_s = 0.0
         self.margin = Margin()
+        self.scraped: deque[int] = deque(maxlen=SCRAPES)
 
     @property
     def in_flight(self) -> int:
         return self.waiting_pixels + self.running_pixels
+
+    @property
+    def saturation(self) -> float:
+        """What the autoscaler is told of it."""
+        mean = sum(self.scraped) / max(1, len(self.scraped)) / self.replica.max_queue_pixels
+        return math.floor(1000 * mean) / 1000
 
     def advance(self, now: float) -> None:
         """Do all that ends or begins until then."""
@@ -151,16 +164,21 @@ class _Server:
         busy_s = max(0.0, self.busy_until - now)
         excess = self.waiting_pixels + pixels - self.replica.max_queue_pixels
         if excess > 0:
-            return max(1, math.ceil(busy_s + min(1.0, excess / max(self.waiting_pixels, 1)) * self.waiting_s))
+            return self._refuse(busy_s + min(1.0, excess / max(self.waiting_pixels, 1)) * self.waiting_s)
         ahead_s = busy_s + self.waiting_s
         short_s = self.margin.factor * (ahead_s + expected_s) - (give_up - now)
         if ahead_s > 0 and short_s > 0:
-            return max(1, math.ceil(min(ahead_s, short_s)))
+            return self._refuse(min(ahead_s, short_s))
         self.line.append(_Waiting(now, first, pixels, give_up, expected_s, ahead_s))
         self.waiting_pixels += pixels
         self.waiting_s += expected_s
         self.advance(now)
         return None
+
+    def _refuse(self, room_s: float) -> float:
+        self.busy_until += self.replica.refusal_s
+        self.totals.busy_s += self.replica.refusal_s
+        return max(1, math.ceil(room_s))
 
     def _begin(self, start: float) -> None:
         """The oldest and those of its size: all that came before ``start``, as far as they fit."""
@@ -315,8 +333,10 @@ class _Fleet:
         )
 
     def _scale(self, now: float, hpa: Autoscaler) -> None:
-        sampled, capacity = self._sampled, self._replica.max_queue_pixels
-        self._sampled = sum(server.in_flight for server in self._servers) / capacity / len(self._servers)
+        for server in self._servers:
+            server.scraped.append(server.in_flight)
+        sampled = self._sampled
+        self._sampled = sum(server.saturation for server in self._servers) / len(self._servers)
         if sampled is None:
             return
         size = len(self._servers) + len(self._starting)

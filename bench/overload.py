@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from bench.load import LOST, Plan, fire
-from bench.processes import running
+from bench.processes import Running, running
 from bench.servers import ours
 from bench.work import jpeg
 
@@ -15,6 +17,8 @@ FACTOR = 3.0
 CLIENTS = 16  # what capacity is measured with
 GOODPUT = 0.95  # of capacity, the goal
 RAMP_S = 2.0  # of the overload is not counted: the queue fills
+LARGE_SIDE = 2048  # pixels: long enough for a thousand refusals
+HEAD_START, HURRIED = 0.2, 0.6  # of the time that it takes: when clients begin to be refused beside it, and how long
 
 
 def overload(duration_s: float, side: int, deadline_ms: int) -> str:
@@ -26,6 +30,7 @@ def overload(duration_s: float, side: int, deadline_ms: int) -> str:
         capacity = len(fire(Plan(request, before_s, CLIENTS)).latencies_s(before_s)) / before_s
         hurried = service.request(photo, f"&deadline_ms={deadline_ms}")
         outcome = fire(Plan(hurried, duration_s, rate=FACTOR * capacity))
+        refusal_s, refusals = _refusal_s(service, photo)
     counted = [shot for shot in outcome.shots if RAMP_S <= shot.answered_s <= duration_s]
     done = [shot for shot in counted if shot.status == 200]
     statuses = Counter("lost" if shot.status == LOST else str(shot.status) for shot in outcome.shots)
@@ -40,6 +45,27 @@ def overload(duration_s: float, side: int, deadline_ms: int) -> str:
             f"* Goodput {goodput:.2f} requests/s, {goodput / capacity:.1%} of capacity (goal: at least {GOODPUT:.0%}).",
             f"* Answered with a picture: p50 {1000 * p50_s:.0f} ms, p99 {1000 * p99_s:.0f} ms (goal: the deadline).",
             f"* Answers by status: {', '.join(f'{status}: {count}' for status, count in sorted(statuses.items()))}.",
+            f"* A refusal costs {1000 * refusal_s:.2f} ms: {refusals} of them delay a large picture by so much each.",
             f"* The client took {outcome.client_cores:.1%} of a core. Goals {'reached' if kept else 'MISSED'}.",
         ]
     )
+
+
+def _refusal_s(service: Running, photo: bytes) -> tuple[float, int]:
+    """Seconds by which a refusal delays the run beside it; and how many were counted.
+
+    A large picture is painted alone, and then beside clients that are refused; the first one grows the arena.
+    """
+    large = Plan(service.request(jpeg(LARGE_SIDE, LARGE_SIDE)), 0.001)
+    alone_s = min(_answered_s(large) for _ in range(3))
+    hurried = Plan(service.request(photo, "&deadline_ms=1"), HURRIED * alone_s, CLIENTS)
+    with ThreadPoolExecutor(1) as beside:
+        painting = beside.submit(_answered_s, large)
+        time.sleep(HEAD_START * alone_s)
+        refusals = sum(shot.status == 503 for shot in fire(hurried).shots)
+        delayed_s = painting.result()
+    return max(0.0, delayed_s - alone_s) / max(1, refusals), refusals
+
+
+def _answered_s(plan: Plan) -> float:
+    return max(shot.answered_s for shot in fire(plan).shots)

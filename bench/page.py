@@ -143,7 +143,7 @@ def brushed(page: Page) -> None:
     choose(page, "kiss")
     page.set_input_files("#file", PHOTOS / "kingfisher.jpg")
     done(page)
-    page.get_by_role("button", name="Brush").click()
+    page.get_by_role("button", name="Paint only a part").click()
     page.get_by_label("Size").first.fill("30")
     box = page.locator("#mask").bounding_box()
     assert box

@@ -3,6 +3,7 @@ second; and beside what was measured of one replica."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ READY_S = 0.7  # measured: bench/results/…_service.md
 SEED = 1
 DAY_S, DAY_PEAK = 86_400.0, 30.0  # requests a second: a day of more is more requests than can be simulated in minutes
 BURST_S, BURST_PEAK, BURST = 900.0, 4500.0, 5.0  # the most for which a thousand replicas like this one are 60 % busy
-EARLIER = 0.01  # of the capacity in flight, beside the shipped target: what a replica holds that is 60 % busy
+TARGETS = (0.1, 0.03, 0.01, 0.005)  # of the capacity in flight; a replica that is 60 % busy holds 0.009
+DRAWN = (0.1, Autoscaler.target)  # what the manifest said before, and what it says
 MANY, MANY_REPLICAS, MANY_S = 100_000.0, 1000, 5.0
 
 
@@ -35,43 +37,67 @@ class Scene:
 
 
 def simulation(results: Path, prefix: str, picture: Path) -> str:
-    """A Markdown section, from ``<prefix>_capacity.md`` and ``<prefix>_overload.md`` of ``results``; plots to
-    ``picture``. Raises FileNotFoundError where capacity has not been measured."""
-    replica = measured_replica((results / f"{prefix}_capacity.md").read_text())
-    beside = validation((results / f"{prefix}_overload.md").read_text())
-    shipped = [_day(replica), _burst(replica)]
-    earlier = [_day(replica, EARLIER), _burst(replica, EARLIER)]
-    plot([*shipped, *earlier], picture)
+    """A Markdown section, from what ``bench capacity``, ``overload`` and ``redis`` left in ``results``; plots to
+    ``picture``. Raises FileNotFoundError where one of them has not been measured."""
+    overload = (results / f"{prefix}_overload.md").read_text()
+    replica = measured_replica((results / f"{prefix}_capacity.md").read_text(), overload)
+    jobs = measured_jobs((results / f"{prefix}_redis.md").read_text())
+    beside = validation(overload)
+    scenes = {target: [_day(replica, target), _burst(replica, target)] for target in TARGETS}
+    plot([scene for target in DRAWN for scene in scenes[target]], picture)
     mix = ", ".join(f"{share:.0%} of {side} px" for side, share in zip(SIDES, SHARES, strict=True))
     lines = [
         "## Simulation",
         "",
         f"A picture of x megapixels takes a replica {1000 * replica.a_s:.0f} x + {1000 * replica.b_s:.0f} ms "
-        f"(measured). Pictures: {mix}; deadline {DEADLINE_S:g} s; refused clients come back twice. A replica answers "
+        f"(measured), a refusal {1000 * replica.refusal_s:.2f} ms of that (measured). Pictures: {mix}; deadline "
+        f"{DEADLINE_S:g} s; refused clients come back twice. A replica answers "
         f"{PULL_S + READY_S:g} s after it was wanted (assumed but for {READY_S:g} s). Seed {SEED}.",
         "",
         *beside,
         "",
         "### Scaled by the HPA",
         "",
-        *_table([_row(scene) for scene in [*shipped, *earlier]]),
+        *_table([_row(scene) for pair in scenes.values() for scene in pair]),
         "",
         f"![Rates, tails and replicas]({picture.name})",
         "",
         *_many(replica),
         "",
         *_network(),
+        jobs,
     ]
     return "\n".join(lines)
 
 
-def measured_replica(capacity: str) -> Replica:
-    """From the words of ``bench capacity``. Raises ValueError where they are missing."""
+def measured_replica(capacity: str, overload: str) -> Replica:
+    """From the words of ``bench capacity`` and ``bench overload``. Raises ValueError where they are missing."""
     found = re.search(r"takes ([\d.]+) x \+ ([\d.]+) ms", capacity)
     if not found:
         raise ValueError("the measured capacity does not say what a picture takes; run python -m bench capacity")
-    a_ms, b_ms = map(float, found.groups())
-    return Replica(a_ms / 1000, b_ms / 1000, SETTINGS.max_queue_pixels, SETTINGS.max_batch_pixels)
+    a_s, b_s = (float(ms) / 1000 for ms in found.groups())
+    return Replica(a_s, b_s, SETTINGS.max_queue_pixels, SETTINGS.max_batch_pixels, measured_refusal_s(overload))
+
+
+def measured_refusal_s(overload: str) -> float:
+    """From the words of ``bench overload``. Raises ValueError where they are missing."""
+    found = re.search(r"A refusal costs ([\d.]+) ms", overload)
+    if not found:
+        raise ValueError("the measured overload does not say what a refusal costs; run python -m bench overload")
+    return float(found[1]) / 1000
+
+
+def measured_jobs(redis: str) -> str:
+    """From the words of ``bench redis``. Raises ValueError where they are missing."""
+    found = re.search(r"A job of (\d+) evaluations in ([\d.]+) s .*?: ([\d,]+) jobs/s, what ([\d,]+) workers do", redis)
+    if not found:
+        raise ValueError("the measured Redis cannot be read; run python -m bench redis")
+    evaluations, seconds, rate, workers = found.groups()
+    return (
+        f"* Jobs share one Redis: its one thread does {rate} jobs/s of {evaluations} evaluations (measured), what "
+        f"{workers} workers do in {seconds} s each. Beyond it each group of workers has a Redis of its own, with the "
+        "web processes that give them their jobs."
+    )
 
 
 def validation(overload: str) -> list[str]:
@@ -84,7 +110,8 @@ def validation(overload: str) -> list[str]:
         raise ValueError("the measured overload cannot be read; run python -m bench overload")
     duration_s, side, deadline_ms = map(int, head.groups())
     capacity, offered = map(float, rates.groups())
-    replica = Replica(0.0, 1 / capacity, SETTINGS.max_queue_pixels, side**2)  # one by one: batches gain nothing
+    run_s, refusal_s = 1 / capacity, measured_refusal_s(overload)
+    replica = Replica(0.0, run_s, SETTINGS.max_queue_pixels, side**2, refusal_s)  # one by one: batches gain nothing
     traffic = Traffic(lambda _: offered, offered, duration_s, (side,), (1.0,), deadline_ms / 1000, 0)
     totals = simulate(replica, traffic, 1, SEED)
     late = int(found.group(1)) if (found := re.search(r"504: (\d+)", overload)) else 0
@@ -98,7 +125,7 @@ def validation(overload: str) -> list[str]:
         f"| simulated | {100 * simulated:.1f} % | {1000 * totals.quantile_s(0.5):.0f} | "
         f"{1000 * totals.quantile_s(0.99):.0f} | {totals.late} |",
         "",
-        "What differs is what the simulation leaves out: refusing takes no time, and runs take as long as expected.",
+        "What differs is what the simulation leaves out: runs take as long as expected.",
     ]
 
 
@@ -112,13 +139,13 @@ def burst(rate: float, of_s: float) -> float:
     return rate * (1 / BURST + (1 - 1 / BURST) * min(max((of_s - 60) / 60, 0), 1, max((660 - of_s) / 60, 0)))
 
 
-def _day(replica: Replica, target: float = Autoscaler.target) -> Scene:
+def _day(replica: Replica, target: float) -> Scene:
     traffic = Traffic(lambda time: day(DAY_PEAK, time), DAY_PEAK, DAY_S, SIDES, SHARES, DEADLINE_S)
     hpa = Autoscaler(2, 50, PULL_S + READY_S, target)
     return Scene(f"a day, target {target:g}", *_scaled(replica, traffic, hpa))
 
 
-def _burst(replica: Replica, target: float = Autoscaler.target) -> Scene:
+def _burst(replica: Replica, target: float) -> Scene:
     traffic = Traffic(lambda time: burst(BURST_PEAK, time), BURST_PEAK, BURST_S, SIDES, SHARES, DEADLINE_S)
     hpa = Autoscaler(2, MANY_REPLICAS, PULL_S + READY_S, target)
     return Scene(f"x {BURST:g} in a minute, target {target:g}", *_scaled(replica, traffic, hpa))
@@ -161,7 +188,7 @@ def _many(replica: Replica) -> list[str]:
     rows = []
     for busy in (0.6, 0.9):
         speed = MANY * mean_run_s(replica) / busy / MANY_REPLICAS
-        fast = Replica(replica.a_s / speed, replica.b_s / speed, replica.max_queue_pixels, replica.max_batch_pixels)
+        fast = dataclasses.replace(replica, a_s=replica.a_s / speed, b_s=replica.b_s / speed)
         for choices, name in ((1, "any replica"), (2, "the emptier of two")):
             totals = simulate(fast, traffic, MANY_REPLICAS, SEED, choices=choices)
             rows.append(

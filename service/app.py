@@ -38,7 +38,7 @@ from service.routes.openapi import with_problems
 from service.routes.ops import ops_router
 from service.routes.pages import pages_router, web_files
 from service.routes.styles import styles_router
-from service.routes.stylize import PictureLimits, Stylizer, stylize_router
+from service.routes.stylize import PictureLimits, Stylizer, StylizeRoute
 from service.routes.upload import UploadLimits
 from service.routes.writers import Writers
 from service.settings import Settings
@@ -60,7 +60,7 @@ def create_app(settings: Settings, tracer: Tracer | None = None) -> FastAPI:
     codec = ThreadPoolExecutor(threads, "codec")
     admission = Admission(settings.max_queue_pixels, metrics)
     store = ModelStore(settings.model_store)
-    batcher = Batcher(admission, inference, metrics, settings.max_batch_pixels, settings.max_wait_ms)
+    batcher = Batcher(admission, inference, codec, metrics, settings.max_batch_pixels, settings.max_wait_ms)
     gpu_mem_limit_bytes = settings.gpu_mem_limit_bytes
     packs = PackFolder(settings.own_styles)
     engine = Engine(
@@ -98,13 +98,14 @@ def create_app(settings: Settings, tracer: Tracer | None = None) -> FastAPI:
         async with supervisor.running(), refinements.running():
             yield
         loading.cancel()
+        batcher.close()
         inference.shutdown(cancel_futures=True)
         codec.shutdown(cancel_futures=True)
         if tracer:
             await asyncio.to_thread(tracer.close)
 
     app = FastAPI(title="Style transfer", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.include_router(stylize_router(stylizer, uploads))
+    app.router.routes.append(StylizeRoute(stylizer, uploads))
     app.include_router(jobs_router(desk, supervisor, uploads))
     app.include_router(styles_router(engine, refinements, Writers(settings.admin_token), uploads))
     app.include_router(ops_router(engine, supervisor, metrics))

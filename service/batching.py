@@ -9,17 +9,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from service.errors import Saturated
-from service.metrics import Metrics, Stopwatch
+from service.metrics import Metrics, Stage, Stopwatch
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +27,21 @@ IDLE_S = 0.25  # longer than a client takes from one request to the next
 
 Images = npt.NDArray[np.uint8]  # (N, H, W, 3) sRGB
 Rows = npt.NDArray[np.float32]  # (N, D)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Work(Generic[T]):
+    """A picture that is not decoded yet, its ``shape`` (H, W, 3) once it is, and the rows (R, D) to run it on.
+
+    ``decode`` gives its pixels, and what makes the result of the outputs (R, H, W, 3). Both block, and both may be
+    called again where a batch failed; where they are ``quick`` a thread's turn costs more than they take.
+    """
+
+    shape: tuple[int, ...]
+    rows: Rows
+    decode: Callable[[], tuple[Images, Callable[[Images], T]]]
+    quick: bool
 
 
 class Run(Protocol):
@@ -215,39 +230,53 @@ class Admission:
 
 @dataclass(eq=False)
 class _Item:
-    """A picture in line. Its result is cancelled where nobody wants it any more."""
+    """A picture in line. Its result is cancelled where nobody wants it any more. One that is ``whole`` is decoded and
+    encoded where it runs, between a run and the next."""
 
     network: Network
     place: Place
-    image: Images  # (H, W, 3)
-    rows: Rows  # (R, D)
+    work: Work[Any]
+    whole: bool
     watch: Stopwatch
-    result: asyncio.Future[Images]
+    result: asyncio.Future[Any]
     arrived: float = field(default_factory=time.perf_counter)
 
     @property
     def key(self) -> Hashable:
         """Equal keys may share a run."""
-        return self.network, self.image.shape
+        return self.network, self.work.shape
 
     def start(self) -> None:
         """Its run begins: no longer in the queue."""
         self.place.leave_queue()
-        self.watch.enter("infer")
+        self.watch.enter("decode" if self.whole else "infer")
+
+    def enter(self, stage: Stage) -> None:
+        """Told by the run's thread."""
+        if self.whole:
+            self.watch.enter(stage)
 
 
 class Batcher:
-    """The queue of every network. ``executor`` is where they run, and ``settle`` once nothing has run for a while.
+    """The queue of every network. ``executor`` is where they run, and ``settle`` once nothing has run for a while;
+    ``codec`` is where pictures are decoded and encoded meanwhile.
 
     A batch has at most ``max_pixels``, every row counted; a picture beyond that runs alone. The oldest picture in line
     goes next, after ``max_wait_ms`` at most for others to join it; at 0 a batch is what came during the run before.
     """
 
     def __init__(
-        self, admission: Admission, executor: Executor, metrics: Metrics, max_pixels: int, max_wait_ms: float
+        self,
+        admission: Admission,
+        executor: Executor,
+        codec: Executor,
+        metrics: Metrics,
+        max_pixels: int,
+        max_wait_ms: float,
     ) -> None:
         self._admission = admission
         self._executor = executor
+        self._codec = codec
         self._metrics = metrics
         self._max_pixels = max_pixels
         self._max_wait_s = max_wait_ms / 1000
@@ -259,22 +288,47 @@ class Batcher:
         self._unsettled: set[Network] = set()
         self._settling: asyncio.TimerHandle | None = None
 
-    async def submit(self, network: Network, place: Place, image: Images, rows: Rows, watch: Stopwatch) -> Images:
-        """Run ``network`` on ``image`` (H, W, 3) once for each of ``rows`` (R, D); gives (R, H, W, 3).
+    async def paint(self, network: Network, place: Place, work: Work[T], watch: Stopwatch) -> T:
+        """Decode, run ``network``, encode; in one turn of one thread where the work is quick and nobody else waits.
 
         Cancelled while it waits, it leaves the queue; while it runs, the run is stopped once nobody wants any of it.
-        Raises whatever the run raises on this picture alone.
+        Raises whatever the run raises on this picture alone, and what decoding it raises.
         """
-        item = _Item(network, place, image, rows, watch, asyncio.get_running_loop().create_future())
+        if work.quick and self._idle:
+            return await self._finished(network, place, work, True, watch)
+        loop = asyncio.get_running_loop()
+        with watch.time("decode"):
+            image, encode = await loop.run_in_executor(self._codec, work.decode)
+        outputs = await self.submit(network, place, image, work.rows, watch)
+        with watch.time("encode"):
+            return await loop.run_in_executor(self._codec, encode, outputs)
+
+    async def submit(self, network: Network, place: Place, image: Images, rows: Rows, watch: Stopwatch) -> Images:
+        """As ``paint``, from pixels to pixels: (R, H, W, 3) from ``image`` (H, W, 3) and ``rows`` (R, D)."""
+        decoded = Work(image.shape, rows, lambda: (image, lambda outputs: outputs), quick=False)
+        return await self._finished(network, place, decoded, False, watch)
+
+    async def _finished(self, network: Network, place: Place, work: Work[T], whole: bool, watch: Stopwatch) -> T:
+        result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        item = _Item(network, place, work, whole, watch, result)
         watch.enter("queue")
         self._join(item)
         try:
-            return await item.result
+            return await result
         finally:
             watch.leave()
-            if not item.result.done() or item.result.cancelled():
-                item.result.cancel()
+            if not result.done() or result.cancelled():
+                result.cancel()
                 self._leave(item)
+
+    @property
+    def _idle(self) -> bool:
+        return not self._lines and (self._worker is None or self._worker.done())
+
+    def close(self) -> None:
+        """Nothing is to settle any more."""
+        if self._settling:
+            self._settling.cancel()
 
     def _join(self, item: _Item) -> None:
         self._lines.setdefault(item.key, []).append(item)
@@ -354,18 +408,17 @@ class Batcher:
         self._admission.occupy(self._admission.expected_s(network, pixels))
         for item in batch:
             item.start()
+        loop = asyncio.get_running_loop()
         try:
-            loop = asyncio.get_running_loop()
-            outputs, duration_s = await loop.run_in_executor(self._executor, _timed, self._run, batch)
+            results, duration_s = await loop.run_in_executor(self._executor, _carried_out, self._run, batch)
         finally:
             self._batch, self._run = [], None
             self._admission.occupy(0.0)
-        first = 0
-        for item in batch:
+        for item, result in zip(batch, results, strict=True):
             if not item.result.done():
-                item.result.set_result(outputs[first : first + len(item.rows)])
-            first += len(item.rows)
-        self._record(network, pixels, len(outputs), duration_s)
+                item.result.set_result(result)
+        rows = sum(len(item.work.rows) for item in batch)
+        loop.call_soon(self._record, network, pixels, rows, duration_s)  # after the answers' next step
 
     def _record(self, network: Network, pixels: int, rows: int, duration_s: float) -> None:
         with _never_fatal():
@@ -389,12 +442,25 @@ def _never_fatal() -> Iterator[None]:
         log.exception("a bug: a run could not be counted")
 
 
-def _timed(run: Run, batch: list[_Item]) -> tuple[Images, float]:
-    """The outputs of all items, one after the other, and how long the run took in seconds."""
-    if len(batch) == 1 and len(batch[0].rows) == 1:
-        images, rows = batch[0].image[None], batch[0].rows
-    else:
-        images = np.concatenate([np.broadcast_to(item.image, (len(item.rows), *item.image.shape)) for item in batch])
-        rows = np.concatenate([item.rows for item in batch])
+def _carried_out(run: Run, batch: Sequence[_Item]) -> tuple[list[Any], float]:
+    """The result of every item, and how long the run itself took in seconds."""
+    decoded = [item.work.decode() for item in batch]
+    for item in batch:
+        item.enter("infer")
     started = time.perf_counter()
-    return run(images, rows), time.perf_counter() - started
+    outputs = run(*_stacked([image for image, _ in decoded], [item.work.rows for item in batch]))
+    duration_s = time.perf_counter() - started
+    results, first = [], 0
+    for item, (_, encode) in zip(batch, decoded, strict=True):
+        item.enter("encode")
+        results.append(encode(outputs[first : first + len(item.work.rows)]))
+        first += len(item.work.rows)
+    return results, duration_s
+
+
+def _stacked(images: Sequence[Images], rows: Sequence[Rows]) -> tuple[Images, Rows]:
+    """Every image (H, W, 3) once for each of its rows (R, D): (N, H, W, 3) and (N, D)."""
+    if len(images) == 1 and len(rows[0]) == 1:
+        return images[0][None], rows[0]
+    repeated = [np.broadcast_to(image, (len(its), *image.shape)) for image, its in zip(images, rows, strict=True)]
+    return np.concatenate(repeated), np.concatenate(rows)

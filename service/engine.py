@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
-from service.batching import Admission, Batcher, Network, Place
+from service.batching import Admission, Batcher, Network, Place, Work
 from service.errors import ConfigurationError, ModelRefused, NotReady
 from service.metrics import Metrics, Stopwatch
 from service.models.catalog import Catalog, ServedModel, served
@@ -18,9 +19,10 @@ from service.models.encoder import Encoder, encoder_of
 from service.models.packs import PackFolder
 from service.models.session import SETTLE_SIDE, ProviderChoice
 from service.models.store import ModelStore
-from service.models.style import Pixels, Rows
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class Engine:
@@ -136,9 +138,9 @@ class Engine:
             if encoder not in self._catalog.encoders.values():
                 log.warning("%s is of no use: the network that it makes vectors for is not served", encoder.card.label)
 
-    async def submit(self, network: Network, place: Place, image: Pixels, rows: Rows, watch: Stopwatch) -> Pixels:
-        """Run ``network`` on ``image`` (H, W, 3) for each of ``rows`` (R, D), when its turn comes: (R, H, W, 3)."""
-        return await self._batcher.submit(network, place, image, rows, watch)
+    async def paint(self, network: Network, place: Place, work: Work[T], watch: Stopwatch) -> T:
+        """As ``Batcher.paint``."""
+        return await self._batcher.paint(network, place, work, watch)
 
     def _load(self) -> _Loaded:
         loaded = _Loaded()

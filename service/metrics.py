@@ -150,7 +150,10 @@ class _Untyped(Collector):
 
 
 class Stopwatch:
-    """One request's way through its stages. ``stage`` is the one that it is in, or was in last."""
+    """One request's way through its stages. ``stage`` is the one that it is in, or was in last.
+
+    To be told by one thread at a time; a request that is given up may be told by two, and counts for nothing then.
+    """
 
     def __init__(self) -> None:
         self.stage: Stage | Literal["upload"] = "upload"
@@ -173,12 +176,12 @@ class Stopwatch:
         self._entered = time.perf_counter(), stage
 
     def leave(self) -> None:
-        if self._entered:
-            entered, stage = self._entered
+        entered, self._entered = self._entered, None
+        if entered:
+            since, stage = entered
             left = time.perf_counter()
-            self.durations_s[stage] = self.durations_s.get(stage, 0.0) + left - entered
-            self.intervals.append((stage, entered, left))
-            self._entered = None
+            self.durations_s[stage] = self.durations_s.get(stage, 0.0) + left - since
+            self.intervals.append((stage, since, left))
 
     def header(self) -> str:
         """The value of ``Server-Timing``, in ms."""

@@ -6,9 +6,8 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -45,11 +44,12 @@ class Edge:
             return
         started = time.perf_counter()
         method = scope["method"]
-        body = _Body(receive, scope)
-        traceparent = Headers(scope=scope).get("traceparent", "")
+        headers = dict(scope["headers"])
+        body = _Body(receive, headers)
+        traceparent = headers.get(b"traceparent", b"").decode("latin-1")
         span = self._tracer.begin(method, traceparent) if self._tracer else None
         trace = span.trace if span else Trace.of(traceparent)
-        context = RequestContext(_request_id(scope), trace)
+        context = RequestContext(_request_id(headers), trace)
         current.set(context)  # a request has a task of its own
         sent = _Sent(
             send,
@@ -76,17 +76,18 @@ class Edge:
             if span:
                 watch = inner["state"].get("watch")
                 span.end(method, route, int(code), watch.intervals if watch else ())
-            facts = {"method": method, "route": route, "status": int(code), "duration_ms": round(1000 * duration_s, 2)}
-            access.info("%s %s %s", method, scope["path"], code, extra=facts)
+            if access.isEnabledFor(logging.INFO):
+                milliseconds = round(1000 * duration_s, 2)
+                facts = {"method": method, "route": route, "status": int(code), "duration_ms": milliseconds}
+                access.info("%s %s %s", method, scope["path"], code, extra=facts)
 
 
 class _Body:
     """``receive``, remembering whether the whole body has come: what was not read would be taken for a request."""
 
-    def __init__(self, receive: Receive, scope: Scope) -> None:
-        headers = Headers(scope=scope)
+    def __init__(self, receive: Receive, headers: Mapping[bytes, bytes]) -> None:
         self._receive = receive
-        self.complete = "transfer-encoding" not in headers and headers.get("content-length", "0") == "0"
+        self.complete = b"transfer-encoding" not in headers and headers.get(b"content-length", b"0") == b"0"
 
     async def __call__(self) -> Message:
         message = await self._receive()
@@ -107,13 +108,12 @@ class _Sent:
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            headers = MutableHeaders(scope=message)
-            headers["X-Request-ID"] = self._context.request_id
+            ours = [(b"x-request-id", self._context.request_id.encode()), (b"x-content-type-options", b"nosniff")]
             if self._context.trace:
-                headers["traceparent"] = self._context.trace.traceparent
-            headers["X-Content-Type-Options"] = "nosniff"
+                ours.append((b"traceparent", self._context.trace.traceparent.encode()))
             if self._closing():
-                headers["Connection"] = "close"
+                ours.append((b"connection", b"close"))
+            message = {**message, "headers": [*message.get("headers", ()), *ours]}
         elif message["type"] == "http.response.body" and self._without_body:
             message = {**message, "body": b""}
         await self._send(message)
@@ -130,8 +130,8 @@ def problem_response(error: ServiceError, scope: Scope) -> JSONResponse:
     )
 
 
-def _request_id(scope: Scope) -> str:
-    given = Headers(scope=scope).get("x-request-id", "")
+def _request_id(headers: Mapping[bytes, bytes]) -> str:
+    given = headers.get(b"x-request-id", b"").decode("latin-1")
     return given if REQUEST_ID.fullmatch(given) else secrets.token_urlsafe(16)
 
 

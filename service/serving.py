@@ -14,10 +14,10 @@ import signal
 import socket
 from collections.abc import Callable, Coroutine, Iterator
 
-import h11
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 log = logging.getLogger(__name__)
 
@@ -112,8 +112,8 @@ class Config(uvicorn.Config):
     def __init__(self, app: ASGIApp, send_timeout_s: float) -> None:
         super().__init__(
             app,
+            loop="uvloop",
             http=Connection,
-            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             ws="none",
             log_config=None,
             access_log=False,
@@ -122,21 +122,27 @@ class Config(uvicorn.Config):
         self.send_timeout_s = send_timeout_s
 
 
-class Connection(H11Protocol):
-    """Unlike uvicorn's, it waits for a bounded time for the head of a request, however slowly the bytes come, and for
-    its client to take the answer: else one that never reads would hold its buffer, and the drain, for ever."""
+class Connection(HttpToolsProtocol):
+    """Unlike uvicorn's, it bounds a request's head, in bytes and in time, however slowly they come; it waits for a
+    bounded time for its client to take the answer, else one that never reads would hold its buffer, and the drain, for
+    ever; and what cannot be read is refused after what came before it was answered."""
 
     config: Config
+    _in_head = True  # the next byte belongs to a head
+    _begun = True  # something of that head has come; a connection just made is to send one
+    _unread_bytes = 0  # came since the parser last found a head or a piece of a body
+    _running: RequestResponseCycle | None = None
+    _refusal: bytes | None = None
     _waiting: asyncio.TimerHandle | None = None
     _sending: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        # asyncio sees to it only where a socket says that it is TCP, which those of a listener of our own do not:
+        # The loop sees to it only where a socket says that it is TCP, which those of a listener of our own may not:
         # an answer's body waited 44 ms for the client's kernel to acknowledge its head (measured).
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         transport.set_write_buffer_limits(high=0)  # paused while there is anything that the kernel did not take
-        self._watch_head(begun=True)
+        self._watch_head()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -148,30 +154,80 @@ class Connection(H11Protocol):
         self._unwatch_sending()
 
     def data_received(self, data: bytes) -> None:
-        """A head is fed in pieces, for h11 measures only what is not complete yet."""
-        while data and not self.transport.is_closing():
-            piece = data[: MAX_HEAD_BYTES // 8] if self.conn.their_state is h11.IDLE else data
+        """A head is fed in pieces, for the parser keeps what is not complete without a bound."""
+        self._begun = self._begun or self._in_head
+        while data and not self._refusal and not self.transport.is_closing():
+            piece = data[: MAX_HEAD_BYTES - self._unread_bytes] if self._in_head else data
+            self._unread_bytes += len(piece)
             super().data_received(piece)
+            if self._unread_bytes >= MAX_HEAD_BYTES:
+                self._refuse(400)
             data = data[len(piece) :]
-        self._watch_head(begun=bool(self.conn.trailing_data[0]))
+        self._watch_head()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._begun = True
+
+    def on_headers_complete(self) -> None:
+        """Raises ValueError, hence 400, where the request does not say one host (RFC 9112, 3.2)."""
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):
+            raise ValueError("one Host is required")
+        self._in_head = self._begun = False
+        self._unread_bytes = 0
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._unread_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._in_head, self._begun = True, False
+        self._unread_bytes = 0
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(400)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._refusal and self.cycle.response_complete:
+            self._hang_up(self._refusal)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self._watch_head(begun=False)
+        if self._running:  # unlike uvicorn's, which tells the request that came last alone
+            self._running.disconnected = True
+            self._running.message_event.set()
+        self._begun = False
+        self._watch_head()
         self._unwatch_sending()
 
-    def _watch_head(self, begun: bool) -> None:
-        waits = begun and self.conn.their_state is h11.IDLE
-        if self._waiting and not waits:
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _watch_head(self) -> None:
+        if self._waiting and not self._begun:
             self._waiting.cancel()
             self._waiting = None
-        elif waits and not self._waiting:
-            self._waiting = self.loop.call_later(HEAD_TIMEOUT_S, self._too_slow)
+        elif self._begun and not self._waiting:
+            self._waiting = self.loop.call_later(HEAD_TIMEOUT_S, self._refuse, 408)
 
-    def _too_slow(self) -> None:
+    def _refuse(self, status: int) -> None:
+        """Answer what cannot be read once all that was read is answered, and hang up."""
+        answer = STATUS_LINE[status] + b"content-length: 0\r\nconnection: close\r\n\r\n"
+        if self.cycle and not self.cycle.response_complete and not self.cycle.more_body:
+            self._refusal = answer
+        elif self.cycle and self.cycle.response_started and not self.cycle.response_complete:
+            self._hang_up(b"")
+        else:
+            self._hang_up(answer)
+
+    def _hang_up(self, last_words: bytes) -> None:
         if not self.transport.is_closing():
-            headers = [("Content-Length", "0"), ("Connection", "close")]
-            self.transport.write(self.conn.send(h11.Response(status_code=408, headers=headers)) or b"")
+            self.transport.write(last_words)
             self.transport.close()
 
     def _unwatch_sending(self) -> None:

@@ -1,9 +1,12 @@
 import math
+import shutil
+from functools import partial
 
 import pytest
 
 from bench.fleet import Autoscaler, Replica, Totals, Traffic, simulate
-from bench.simulation import measured_replica, validation
+from bench.redis import measure_redis
+from bench.simulation import measured_jobs, measured_refusal_s, measured_replica, validation
 
 SIDE = 100
 RUN_S = 0.01
@@ -83,9 +86,37 @@ def test_the_autoscaler_follows_a_burst_and_comes_back() -> None:
     assert all(later <= 2 * earlier for earlier, later in zip(before, before[2:], strict=False))  # 2 x in 30 s
 
 
+def test_refusals_take_from_what_is_done() -> None:
+    traffic = steady(3 / RUN_S, 60, deadline_s=0.5)
+    dear = Replica(0.0, RUN_S, 10**9, SIDE**2, refusal_s=0.1 * RUN_S)
+    free, paid = (simulate(each, traffic, 1, seed=3) for each in (replica(), dear))
+    assert paid.answered < 0.85 * free.answered
+    assert paid.answered + paid.late + 0.1 * paid.refused == pytest.approx(60 / RUN_S, rel=0.03)
+
+
+@pytest.mark.parametrize(("run_s", "grows"), [(40, False), (80, True)])
+def test_the_autoscaler_is_told_a_minutes_mean_in_whole_thousandths(run_s: float, grows: bool) -> None:
+    """A picture that is a thousandth of what may wait counts only once it was there at all of a minute's scrapes."""
+    one = Replica(0.0, run_s, 1000 * SIDE**2, SIDE**2)
+    traffic = Traffic(lambda time: float(100 < time < 101), 1, 300, (SIDE,), (1.0,))
+    totals = simulate(one, traffic, 1, seed=5, autoscaler=Autoscaler(1, 10, start_s=1, target=0.0005))
+    assert totals.offered == 1
+    assert (max(moment.replicas for moment in totals.moments) > 1) == grows
+
+
 def test_what_bench_measured_is_read_and_nothing_else() -> None:
-    found = measured_replica("* A picture of x megapixels takes 476 x + 12 ms.")
-    assert (found.a_s, found.b_s) == (0.476, 0.012)
-    for read in (measured_replica, validation):
+    refusing = "* A refusal costs 0.85 ms: 1000 of them delay a large picture by so much each."
+    found = measured_replica("* A picture of x megapixels takes 476 x + 12 ms.", refusing)
+    assert (found.a_s, found.b_s, found.refusal_s) == (0.476, 0.012, 0.00085)
+    for read in (partial(measured_replica, overload=refusing), measured_refusal_s, measured_jobs, validation):
         with pytest.raises(ValueError, match="run python -m bench"):
             read("# Measured on nothing")
+
+
+@pytest.mark.skipif(shutil.which("redis-server") is None, reason="there is no redis-server")
+def test_what_a_redis_does_is_told_in_the_words_of_its_measurement() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bench.redis.JOBS", 1)
+        patch.setattr("bench.redis.WAITING", 1)
+        told = measured_jobs(measure_redis(seconds=1, iterations=5))
+    assert "jobs/s of 5 evaluations" in told

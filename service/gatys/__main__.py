@@ -17,7 +17,7 @@ from service.gatys.losses import GATYS_STYLE_LAYERS, grams_of
 from service.gatys.optimize import Evaluation, Objective, optimize
 from service.gatys.run import Pixels, Progress, load_vgg, paint
 from service.gatys.vgg import VGG
-from service.jobs.parameters import PRESETS, Parameters, PresetName
+from service.jobs.parameters import PRESETS, Parameters, Precision, PresetName
 from service.models.store import feature_weights
 
 STORE = Path(__file__).parents[2] / "model_store"
@@ -48,6 +48,10 @@ def _parser() -> argparse.ArgumentParser:
     sheet.add_argument("file", type=Path)
     sheet.add_argument("--photos", type=Path, nargs="+", required=True)
     sheet.add_argument("--paintings", type=Path, nargs="+", required=True)
+    sheet.add_argument("--cells", type=Path, help="folder of the pictures so far: those are not painted again")
+    sheet.add_argument("--limit", type=_limit, nargs="+", default=[], help="PRESET=EVALUATIONS, said on the sheet")
+    sheet.add_argument("--bf16", action="store_true", help="for presets in fp32 too; said on the sheet")
+    sheet.add_argument("--quality", type=int, default=88, help="of the JPEG")
     for command, side, presets in ((bench, 384, RELATIVE), (sheet, 256, tuple(PRESETS))):
         command.add_argument("--side", type=int, default=side, help="the longer side, in pixels")
         command.add_argument("--presets", nargs="+", choices=tuple(PRESETS), default=presets)
@@ -59,36 +63,45 @@ def _parser() -> argparse.ArgumentParser:
 
 @dataclass
 class Row:
-    """One way to optimise. `curve` has CPU seconds so far and the loss of the picture as shown, per evaluation."""
+    """One way to optimise. `curve` has the evaluations that were judged, from 1: how many there were, CPU seconds so
+    far, and the loss of the picture as shown."""
 
     title: str
-    curve: list[tuple[float, float]] = field(default_factory=list)
+    curve: list[tuple[int, float, float]] = field(default_factory=list)
+
+    @property
+    def evaluations(self) -> int:
+        return self.curve[-1][0]
 
     @property
     def cpu_s(self) -> float:
-        return self.curve[-1][0]
+        return self.curve[-1][1]
 
     @property
     def loss(self) -> float:
         """The least reached: what a run gives is its best picture."""
-        return min(loss for _, loss in self.curve)
+        return min(loss for *_, loss in self.curve)
 
-    def reaches(self, loss: float) -> int | None:
-        """The first evaluation, from 1, whose shown picture has at most this loss."""
-        return next((count for count, (_, shown) in enumerate(self.curve, start=1) if shown <= loss), None)
+    def reaches(self, loss: float) -> tuple[int, float] | None:
+        """The first evaluation whose shown picture has at most this loss, and CPU seconds until then."""
+        return next(((count, cpu_s) for count, cpu_s, shown in self.curve if shown <= loss), None)
 
 
 class _Judge:
-    """Losses of a picture as shown (clamped, 8 bits) by the presets' own objective in fp32, outside of the clock."""
+    """Losses of a picture as shown (clamped, 8 bits) by the presets' own objective in fp32, outside of the clock; of
+    every picture, or of one in `every`."""
 
-    def __init__(self, objective: Objective, title: str) -> None:
-        self._objective, self.row = objective, Row(title)
-        self._judging_s, self._begun = 0.0, time.process_time()
+    def __init__(self, objective: Objective, title: str, every: int = 1) -> None:
+        self._objective, self.row, self._every = objective, Row(title), every
+        self._count, self._judging_s, self._begun = 0, 0.0, time.process_time()
 
     def see(self, seen: Evaluation | Progress) -> None:
+        self._count += 1
+        if self._count % self._every:
+            return
         entered = time.process_time()
         loss = self._objective.losses(seen.shown.float().mul(255).round().div(255)).total
-        self.row.curve.append((entered - self._begun - self._judging_s, loss))
+        self.row.curve.append((self._count, entered - self._begun - self._judging_s, loss))
         self._judging_s += time.process_time() - entered
 
 
@@ -104,7 +117,7 @@ def _bench(options: argparse.Namespace) -> list[Row]:
         ("reference: noise, fp32, L-BFGS", torch.rand_like(content), options.reference),
         ("plain: photo, fp32, L-BFGS", content, options.plain),
     ):
-        judge = _Judge(objective, f"{title}, {evaluations}")
+        judge = _Judge(objective, f"{title}, {evaluations}", every=min(10, evaluations))
         optimize(objective, start, evaluations=evaluations, bounds="none", observe=judge.see)
         rows.append(judge.row)
     for name in options.presets:
@@ -124,33 +137,55 @@ def _table(rows: Sequence[Row]) -> str:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        cells = [row.title, str(len(row.curve)), f"{row.cpu_s:.1f}", f"{1e4 * row.loss:.0f}"]
+        cells = [row.title, str(row.evaluations), f"{row.cpu_s:.1f}", f"{1e4 * row.loss:.0f}"]
         cells += _against(row, reference, with_time=True) + _against(row, plain, with_time=False)
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def _against(row: Row, other: Row, *, with_time: bool) -> list[str]:
-    count = row.reaches(other.loss)
-    if count is None:
+    reached = row.reaches(other.loss)
+    if reached is None:
         return ["never", *(["-"] if with_time else []), "-"]
-    cpu_s = row.curve[count - 1][0]
+    count, cpu_s = reached
     return [str(count), *([f"{cpu_s:.1f}"] if with_time else []), f"{other.cpu_s / max(cpu_s, 1e-9):.1f}"]
+
+
+def _limit(text: str) -> tuple[str, int]:
+    preset, evaluations = text.split("=")
+    return preset, int(evaluations)
 
 
 def _sheet(options: argparse.Namespace) -> None:
     """A row for each photo and painting, the two first, then the presets; written once everything is painted."""
+    limits = {name: min(dict(options.limit).get(name, 10**9), PRESETS[name].iterations) for name in options.presets}
     rows = []
     for photo in options.photos:
         for painting in options.paintings:
-            content, style = _pixels(photo, options.side), _pixels(painting, options.side)
-            painted = []
-            for name in options.presets:
-                vgg = _vgg(options.store, name, options.seed)
-                painted.append(paint(vgg, content, [(style, 1.0)], _parameters(name, options)))
-                print(f"{photo.stem} x {painting.stem} x {name}", file=sys.stderr)
-            rows.append([content, style, *painted])
-    _compose(rows, ["photo", "painting", *options.presets], options.side).save(options.file, quality=88)
+            painted = [_cell(photo, painting, name, limits[name], options) for name in options.presets]
+            rows.append([_pixels(photo, options.side), _pixels(painting, options.side), *painted])
+    precision = ", bf16" if options.bf16 else ""
+    titles = [f"{name}, at most {limits[name]}{precision}" for name in options.presets]
+    _compose(rows, ["photo", "painting", *titles], options.side).save(
+        options.file, quality=options.quality, optimize=True, progressive=True
+    )
+
+
+def _cell(photo: Path, painting: Path, preset: PresetName, limit: int, options: argparse.Namespace) -> Pixels:
+    """Painted now, or taken from the folder of cells."""
+    name = f"{photo.stem}_{painting.stem}_{preset}_{limit}_{options.side}{'_bf16' if options.bf16 else ''}.png"
+    kept = options.cells and options.cells / name
+    if kept and kept.exists():
+        return _pixels(kept, options.side)
+    vgg = _vgg(options.store, preset, options.seed, "bf16" if options.bf16 else None)
+    parameters = _parameters(preset, options)
+    parameters = replace(parameters, iterations=min(limit, parameters.iterations))
+    painted = paint(vgg, _pixels(photo, options.side), [(_pixels(painting, options.side), 1.0)], parameters)
+    print(f"{photo.stem} x {painting.stem} x {preset}", file=sys.stderr)
+    if kept:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(painted).save(kept)
+    return painted
 
 
 def _compose(rows: Sequence[Sequence[Pixels]], titles: Sequence[str], side: int) -> Image.Image:
@@ -165,12 +200,13 @@ def _compose(rows: Sequence[Sequence[Pixels]], titles: Sequence[str], side: int)
     return sheet
 
 
-def _vgg(store: Path, preset: PresetName, seed: int) -> VGG:
+def _vgg(store: Path, preset: PresetName, seed: int, precision: Precision | None = None) -> VGG:
+    """As the preset has it, but for a `precision` of one's own."""
     chosen = _defaults(preset, seed)
     weights = feature_weights(store, chosen.network)
     if weights is None:
         raise SystemExit(f"{store} has no weights of {chosen.network}: python -m export fetch {chosen.network}")
-    return load_vgg(weights, chosen.network, chosen.defaults.pooling, chosen.defaults.precision)
+    return load_vgg(weights, chosen.network, chosen.defaults.pooling, precision or chosen.defaults.precision)
 
 
 def _parameters(preset: PresetName, options: argparse.Namespace) -> Parameters:

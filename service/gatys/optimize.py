@@ -15,7 +15,9 @@ from service.gatys.vgg import VGG
 
 EDGE = 1 / 512  # pixels start this far inside 0-1, where the sigmoid still has a slope
 HISTORY = 20
-FIRST_STEP = 0.01  # mean change of what is optimised that the first line search begins with
+FIRST_STEP = 0.01  # mean change of what is optimised that the first line search begins with; where it is smooth:
+SMOOTH_FIRST_STEP = 0.03
+SMOOTHNESS, LOWEST = 0.5, 0.005  # how much low frequencies lead: amplitudes by f^-0.5, f in cycles a pixel, f >= 0.005
 SGD_STEP = 0.002  # mean change of what is optimised in SGD's first step, where it is not Keras's
 ADAM_RATE = 0.02
 KERAS_RATE = 100 / 255**2  # its SGD steps on pixels 0-255, ours on 0-1
@@ -154,6 +156,7 @@ class _Search:
         self.best, self.best_losses = start, [math.inf]
         free = torch.logit(start.clamp(EDGE, 1 - EDGE)) if bounds == "sigmoid" else start
         self.unit = 1.0
+        self.spectrum: Tensor | None = None
         self.variable = free.detach().clone(memory_format=torch.contiguous_format).requires_grad_(True)
 
     def rescale(self, unit: float) -> None:
@@ -161,8 +164,15 @@ class _Search:
         self.unit = unit
         self.variable = (self.variable.detach() / unit).requires_grad_(True)
 
+    def smooth(self) -> None:
+        """Count each frequency of the variable in a unit of its own: large ones for low frequencies."""
+        self.spectrum = _spectrum(self.variable)
+        self.variable = _filtered(self.variable.detach(), 1 / self.spectrum).requires_grad_(True)
+
     def picture(self) -> Tensor:
         free = self.variable * self.unit
+        if self.spectrum is not None:
+            free = _filtered(free, self.spectrum)
         return torch.sigmoid(free) if self.bounds == "sigmoid" else free
 
     def evaluate(self) -> Tensor:
@@ -197,10 +207,32 @@ class _Search:
         return self.best_losses[-1] >= (1 - PLATEAU_GAIN) * self.best_losses[-1 - PLATEAU_EVALUATIONS]
 
 
+def _spectrum(pictures: Tensor) -> Tensor:
+    """Of pictures (N, C, H, W): f^-SMOOTHNESS for the frequencies of rfft2, (H, W // 2 + 1), with a mean of 1."""
+    height, width = pictures.shape[2:]
+    down = torch.fft.fftfreq(height, device=pictures.device)[:, None]
+    across = torch.fft.rfftfreq(width, device=pictures.device)
+    spectrum = torch.hypot(down, across).clamp(min=LOWEST) ** -SMOOTHNESS
+    return spectrum / spectrum.mean()
+
+
+def _filtered(pictures: Tensor, spectrum: Tensor) -> Tensor:
+    """(N, C, H, W) with every frequency times its value of the spectrum."""
+    filtered: Tensor = torch.fft.irfft2(torch.fft.rfft2(pictures) * spectrum, s=pictures.shape[2:])
+    return filtered
+
+
 def _lbfgs(search: _Search) -> None:
     """torch's first step is one of length 1 in the L1 norm, next to nothing for a picture, and would drown in the
-    noise of bf16; so the unit is chosen to suit."""
-    search.rescale(FIRST_STEP * search.variable.numel())
+    noise of bf16; so the unit is chosen to suit.
+
+    Unlike the papers, L-BFGS is shown a picture whose low frequencies count for more, where the pixels are ours to
+    choose: it reaches the same loss in fewer evaluations (README)."""
+    step = FIRST_STEP
+    if search.bounds == "sigmoid":
+        search.smooth()
+        step = SMOOTH_FIRST_STEP
+    search.rescale(step * search.variable.numel())
     lbfgs = torch.optim.LBFGS(
         [search.variable],
         max_iter=search.evaluations,

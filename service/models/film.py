@@ -2,16 +2,20 @@
 
 A network that normalises every frame by itself flickers: where something moves in a corner, the statistics move, and
 with them the whole picture. Here they are averaged over the frames around, up to the next cut. What is left comes from
-the grain of the camera, which strokes make visible: where a photo stays as it was, so does most of its painting.
+the grain of the camera, which strokes make visible: where a photo stays as it was, so does most of its painting; and
+where the camera turns, the painting goes along.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 
 from service.images import shrunk
+from service.models.camera import Frame, Move, carried, turn
 from service.models.session import RunOptions, StyleRows
 from service.models.style import Pixels
 from service.models.tiling import THUMBNAIL_SIDE, Observe, TiledNetwork
@@ -51,14 +55,17 @@ def run_film(
             observe()
         return rows
 
+    def painted(rows: StyleRows) -> Iterator[Frame]:
+        for batch in batches:
+            yield from network.run_frozen(frames[batch], rows[batch], options)
+
     scene = scenes(frames)
     rows = smoothed(np.concatenate([frozen(frames[batch]) for batch in batches]), scene)
-    painted = np.empty_like(frames)
-    for batch in batches:
-        painted[batch] = network.run_frozen(frames[batch], rows[batch], options)
-        for _ in rows[batch]:
-            observe()
-    return calmed(painted, frames, scene)
+    result = np.empty_like(frames)
+    for number, frame in enumerate(calmed(painted(rows), frames, scene)):
+        result[number] = frame
+        observe()
+    return result
 
 
 def smoothed(rows: StyleRows, scene: npt.NDArray[np.intp]) -> StyleRows:
@@ -70,18 +77,26 @@ def smoothed(rows: StyleRows, scene: npt.NDArray[np.intp]) -> StyleRows:
     return result
 
 
-def calmed(painted: Frames, photos: Frames, scene: npt.NDArray[np.intp]) -> Frames:
-    """The painted frames, each with what it keeps of the one before it in its scene."""
-    result = painted.copy()
-    last = painted[0].astype(np.float32)
-    for number in range(1, len(painted)):
-        current = painted[number].astype(np.float32)
-        if scene[number] == scene[number - 1]:
-            change = np.abs(photos[number].astype(np.int16) - photos[number - 1]).max(axis=2)  # (H, W)
-            current += KEPT_BY_CHANGE[_largest_near(change)][..., None] * (last - current)
-        result[number] = np.rint(current)
+def calmed(painted: Iterable[Frame], photos: Frames, scene: npt.NDArray[np.intp]) -> Iterator[Frame]:
+    """The painted frames, each with what it keeps of the one before it in its scene, wherever the camera turned."""
+    last = np.empty(0, np.float32)
+    for number, frame in enumerate(painted):
+        current = frame.astype(np.float32)
+        goes_on = number > 0 and scene[number] == scene[number - 1]
+        move = turn(photos[number - 1], photos[number]) if goes_on else None
+        if move is not None:
+            kept, _ = carried(last, move)
+            current += _share_kept(photos[number - 1], photos[number], move)[..., None] * (kept - current)
+        yield np.rint(current).astype(np.uint8)
         last = current
-    return result
+
+
+def _share_kept(before: Frame, after: Frame, move: Move) -> npt.NDArray[np.float32]:
+    """How much of its painting each place (H, W) keeps, of that which came from where it was."""
+    moved, seen = carried(before, move)
+    change = np.abs(after.astype(np.int16) - moved).max(axis=2)
+    change[~seen] = MOVED
+    return KEPT_BY_CHANGE[_largest_near(change)]
 
 
 def _largest_near(change: npt.NDArray[np.int16]) -> npt.NDArray[np.int16]:

@@ -6,27 +6,20 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import TypeVar
 
-from fastapi import APIRouter, Request, Response
+import numpy as np
+from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from starlette.types import Receive, Scope, Send
 
-from service.animations import (
-    MOVING,
-    Animation,
-    AnimationLimits,
-    Film,
-    encode_film,
-    may_be_animation,
-    open_animation,
-)
-from service.batching import Admission
+from service.animations import MOVING, Animation, AnimationLimits, encode_film, may_be_animation, open_animation
+from service.batching import Admission, Network, Work
 from service.encodings import Encodings
 from service.engine import Engine
 from service.errors import (
@@ -38,13 +31,12 @@ from service.errors import (
     Saturated,
     TooManyPixels,
 )
-from service.images import FORMATS, AnyFormat, Format, Photo, Picture, decode, encode, media_type, open_photo
+from service.images import FORMATS, AnyFormat, Format, Photo, decode, encode, media_type, open_photo
 from service.jobs.job import Order
 from service.jobs.parameters import VECTORS_FILE, LargeParameters, packed_vectors
 from service.jobs.supervisor import Supervisor
-from service.masks import Mask
 from service.metrics import Metrics, Stopwatch
-from service.models.catalog import Moving, ServedModel, Stroked
+from service.models.catalog import Catalog, Moving, ServedModel, Stroked
 from service.models.store import PAINTING
 from service.models.style import Pixels, Rows
 from service.painting import check_film, decode_masks, decode_moving, finished, model_for, naming, open_mask, stroke_of
@@ -55,6 +47,9 @@ from service.routes.upload import Upload, UploadLimits, read_upload
 from service.schemas import StylizeFields
 
 T = TypeVar("T")
+
+WANTED_KEPT = 64  # sets of fields: most requests ask for what another did
+QUICK_PIXELS = 2**20  # of a photo: decoding and encoding it takes at most 30 ms
 
 
 @dataclass(frozen=True)
@@ -85,6 +80,10 @@ class _Moving:
         return 1 if self.format == "jpeg" else self.animation.frames
 
 
+Fields = tuple[tuple[str, str], ...]
+_Wanted = tuple[StylizeFields, ServedModel, Rows]
+
+
 class Stylizer:
     """Takes an upload through its stages. ``codec`` is the bounded pool that decodes and encodes; ``supervisor`` has
     what is too large to wait for made as a job."""
@@ -106,10 +105,12 @@ class Stylizer:
         self._limits = limits
         self._supervisor = supervisor
         self._encodings = encodings
+        self._wanted_of: Catalog | None = None
+        self._wanted_by: Callable[[Fields], _Wanted]
 
-    def check(self, deadline_s: float | None) -> None:
+    def check(self, give_up: float | None) -> None:
         """Raises Saturated where a request need not be read: see ``Admission.check``."""
-        self._admission.check(None if deadline_s is None else time.monotonic() + deadline_s)
+        self._admission.check(give_up)
 
     async def answer(
         self, upload: Upload, accept: str | None, client: str, watch: Stopwatch, give_up: float | None
@@ -119,8 +120,7 @@ class Stylizer:
         Raises what api.md's table of errors says.
         """
         catalog = self._engine.catalog
-        fields = StylizeFields.read(upload.fields, catalog, upload.offences, upload.files)
-        model = model_for(fields, catalog)
+        fields, model, rows = self._wanted(upload, catalog)
         with watch.time("decode"):
             animation = await self._animation(upload.image)
             if animation is None:
@@ -132,7 +132,7 @@ class Stylizer:
             with watch.time("infer"), naming(PAINTING):
                 vector = await self._encodings.vector(catalog.encoders[model.name], upload.files[PAINTING])
             known = model.knowing({PAINTING: vector})
-        rows = known.rows(fields.mixes, fields.strength)
+            rows = known.rows(fields.mixes, fields.strength)
         if animation:
             format = fields.format or negotiate(accept, animation.format, MOVING)
             moving = _Moving(animation, mask, fields, model, rows, format)
@@ -143,19 +143,20 @@ class Stylizer:
             self._check_large(model, size, len(rows))
             parameters = _large_parameters(fields, model, size, len(rows), format)
             return await accepted(self._supervisor, Order(client, parameters, _job_files(upload, known, fields)))
-        with self._admission.admit(model, size[0] * size[1] * max(1, len(rows)), give_up) as place:
-            with watch.time("decode"):
-                picture = await self._in_codec(decode, photo, size)
-                masks = await self._in_codec(decode_masks, mask, fields, size) if mask else []
-            outputs = picture.rgb[None]
-            if len(rows):
-                network = Stroked(model, stroke) if (stroke := stroke_of(fields, size)) > 1 else model
-                outputs = await self._engine.submit(network, place, picture.rgb, rows, watch)
-            with watch.time("encode"):
-                content = await self._in_codec(_developed, model, picture, outputs, fields, masks, format)
-            self._admission.codec.learn(size[0] * size[1], watch.durations_s["decode"] + watch.durations_s["encode"])
-        self._count(fields, size, watch)
+        network = Stroked(model, stroke) if (stroke := stroke_of(fields, size)) > 1 else model
+        decode = partial(_decoded, photo, mask, size, model, fields, format)
+        work = Work((size[1], size[0], 3), rows, decode, quick=photo.width * photo.height <= QUICK_PIXELS)
+        content = await self._painted(network, work, watch, give_up)
+        self._record_soon(fields, size, watch, still=True)
         return _answer(content, format, fields, model, watch)
+
+    def _wanted(self, upload: Upload, catalog: Catalog) -> _Wanted:
+        """Raises InvalidFields and UnknownStyle."""
+        if upload.offences or upload.files:
+            return _wanted(catalog, tuple(upload.fields), upload.offences, tuple(upload.files))
+        if catalog is not self._wanted_of:
+            self._wanted_of, self._wanted_by = catalog, lru_cache(WANTED_KEPT)(partial(_wanted, catalog))
+        return self._wanted_by(tuple(upload.fields))
 
     async def _answer_moving(
         self,
@@ -176,16 +177,22 @@ class Stylizer:
             self._check_large(model, size, len(rows), frames)
             parameters = _large_parameters(fields, model, size, len(rows), moving.format, frames)
             return await accepted(self._supervisor, Order(client, parameters, files()))
-        with self._admission.admit(model, width * height * frames * max(1, len(rows)), give_up) as place:
-            with watch.time("decode"):
-                film, masks = await self._in_codec(decode_moving, moving.animation, moving.mask, fields, size, frames)
-            outputs = film.strip.rgb[None]
-            if len(rows):
-                outputs = await self._engine.submit(Moving(model, frames), place, film.strip.rgb, rows, watch)
-            with watch.time("encode"):
-                content = await self._in_codec(_developed_film, model, film, outputs, fields, masks, moving.format)
-        self._count(fields, (width, height * frames), watch)
+        decode = partial(_decoded_film, moving, size)
+        work = Work((height * frames, width, 3), rows, decode, quick=False)
+        content = await self._painted(Moving(model, frames), work, watch, give_up)
+        self._record_soon(fields, (width, height * frames), watch, still=False)
         return _answer(content, moving.format, fields, model, watch)
+
+    async def _painted(self, network: Network, work: Work[bytes], watch: Stopwatch, give_up: float | None) -> bytes:
+        """The file. Raises Saturated where there is no place for it."""
+        pixels = work.shape[0] * work.shape[1] * max(1, len(work.rows))
+        with self._admission.admit(network, pixels, give_up) as place:
+            if len(work.rows):
+                return await self._engine.paint(network, place, work, watch)
+            with watch.time("decode"):
+                image, encode = await self._in_codec(work.decode)
+            with watch.time("encode"):
+                return await self._in_codec(encode, image[None])
 
     async def _animation(self, content: bytes) -> Animation | None:
         """What moves, and any GIF; None where it is a photo."""
@@ -233,10 +240,16 @@ class Stylizer:
         wanted = f"{rows * frames} runs at {size[0]} x {size[1]} pixels"
         raise TooManyPixels(f"{wanted} are too much ({reason}): ask for a max_side of {fits} or less")
 
-    def _count(self, fields: StylizeFields, size: tuple[int, int], watch: Stopwatch) -> None:
+    def _record_soon(self, fields: StylizeFields, size: tuple[int, int], watch: Stopwatch, still: bool) -> None:
+        """Once the answer is on its way: no client is to wait for it."""
+        asyncio.get_running_loop().call_soon(self._record, fields, size[0] * size[1], watch, still)
+
+    def _record(self, fields: StylizeFields, pixels: int, watch: Stopwatch, still: bool) -> None:
+        if still:
+            self._admission.codec.learn(pixels, watch.durations_s["decode"] + watch.durations_s["encode"])
         for mix in fields.mixes:
             for name, weight in mix.weights.items():
-                self._metrics.pixels.labels(name).inc(weight * size[0] * size[1])
+                self._metrics.pixels.labels(name).inc(weight * pixels)
         for stage, duration_s in watch.durations_s.items():
             self._metrics.stage_duration.labels(stage).observe(duration_s)
 
@@ -244,33 +257,42 @@ class Stylizer:
         return await asyncio.get_running_loop().run_in_executor(self._codec, step, *arguments)
 
 
-def stylize_router(stylizer: Stylizer, limits: UploadLimits) -> APIRouter:
-    class Door(APIRoute):
-        """Where the queue is full, a request is turned away unread."""
+class StylizeRoute(APIRoute):
+    """``POST /stylize``. FastAPI describes it; answering, its stack would cost more than all else that is done outside
+    the codec and the network, and a request that reads itself needs nothing of it."""
 
-        async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-            try:
-                stylizer.check(_deadline_s(_deadline_fields(Request(scope))))
-            except Saturated:
-                await _take_what_came(receive)
-                raise
+    def __init__(self, stylizer: Stylizer, limits: UploadLimits) -> None:
+        self._stylizer = stylizer
+        self._limits = limits
+        super().__init__(
+            "/stylize", self._answer, methods=["POST"], summary="Stylise a photo", name="stylize",
+            response_class=Response, **STYLIZE,
+        )  # fmt: skip
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] != "POST":
             await super().handle(scope, receive, send)
+            return
+        response = await self._answer(Request(scope, receive))
+        await response(scope, receive, send)
 
-    router = APIRouter(route_class=Door)
-
-    @router.post("/stylize", summary="Stylise a photo", response_class=Response, **STYLIZE)
-    async def stylize(request: Request) -> Response:
+    async def _answer(self, request: Request) -> Response:
+        """Where the queue is full, a request is turned away unread."""
         watch = request.state.watch = Stopwatch()
         client = request.client.host if request.client else "unknown"
-        deadline_s = _deadline_s(_deadline_fields(request))
+        deadline_header = _deadline_header(request)
+        deadline_s = _deadline_s(request.query_params.multi_items() + deadline_header)
         give_up = None if deadline_s is None else time.monotonic() + deadline_s
-        async with stylizer.within(deadline_s, watch):
-            upload = await read_upload(request, limits)
-            upload.fields.extend(_deadline_header(request))
+        try:
+            self._stylizer.check(give_up)
+        except Saturated:
+            await _take_what_came(request.receive)
+            raise
+        async with self._stylizer.within(deadline_s, watch):
+            upload = await read_upload(request, self._limits)
+            upload.fields.extend(deadline_header)
             async with while_connected(request):
-                return await stylizer.answer(upload, request.headers.get("accept"), client, watch, give_up)
-
-    return router
+                return await self._stylizer.answer(upload, request.headers.get("accept"), client, watch, give_up)
 
 
 async def _take_what_came(receive: Receive) -> None:
@@ -309,10 +331,6 @@ async def while_connected(request: Request) -> AsyncIterator[None]:
 
 def _deadline_header(request: Request) -> list[tuple[str, str]]:
     return [("deadline_ms", value) for value in request.headers.getlist("x-deadline-ms")]
-
-
-def _deadline_fields(request: Request) -> list[tuple[str, str]]:
-    return request.query_params.multi_items() + _deadline_header(request)
 
 
 def _deadline_s(fields: list[tuple[str, str]]) -> float | None:
@@ -361,6 +379,13 @@ def _large_parameters(
     )
 
 
+def _wanted(catalog: Catalog, fields: Fields, offences: Sequence[Offence] = (), files: Sequence[str] = ()) -> _Wanted:
+    """What some fields ask for: valid, the model, and its rows (R, D); no rows yet of a painting that came along."""
+    valid = StylizeFields.read(fields, catalog, offences, files)
+    model = model_for(valid, catalog)
+    return valid, model, np.empty((0, 0), np.float32) if PAINTING in files else model.rows(valid.mixes, valid.strength)
+
+
 def _still_format(format: AnyFormat | None) -> Format | None:
     """Raises InvalidFields for what only an animation can be."""
     if format == "gif" or format == "mp4":
@@ -379,16 +404,24 @@ def _answer(content: bytes, format: AnyFormat, fields: StylizeFields, model: Ser
     return Response(content, media_type=media_type(format), headers=headers)
 
 
-def _developed(
-    model: ServedModel, picture: Picture, outputs: Pixels, fields: StylizeFields, masks: list[Mask], format: Format
-) -> bytes:
-    """The file from the network's outputs (R, H, W, 3)."""
-    return encode(finished(model, picture, outputs, fields, masks), format, fields.quality)
+def _decoded(
+    photo: Photo, mask: Photo | None, size: tuple[int, int], model: ServedModel, fields: StylizeFields, format: Format
+) -> tuple[Pixels, Callable[[Pixels], bytes]]:
+    """The pixels (H, W, 3), and what makes the file of the network's outputs (R, H, W, 3)."""
+    picture, masks = decode(photo, size), decode_masks(mask, fields, size)
+
+    def developed(outputs: Pixels) -> bytes:
+        return encode(finished(model, picture, outputs, fields, masks), format, fields.quality)
+
+    return picture.rgb, developed
 
 
-def _developed_film(
-    model: ServedModel, film: Film, outputs: Pixels, fields: StylizeFields, masks: list[Mask], format: AnyFormat
-) -> bytes:
-    """The file from the network's outputs (R, F H, W, 3)."""
-    strip = finished(model, film.strip, outputs, fields, masks)
-    return encode_film(replace(film, strip=strip), format, fields.quality)
+def _decoded_film(moving: _Moving, size: tuple[int, int]) -> tuple[Pixels, Callable[[Pixels], bytes]]:
+    """As ``_decoded``: the strip (F H, W, 3), and what makes the file of the network's outputs (R, F H, W, 3)."""
+    film, masks = decode_moving(moving.animation, moving.mask, moving.fields, size, moving.frames)
+
+    def developed(outputs: Pixels) -> bytes:
+        strip = finished(moving.model, film.strip, outputs, moving.fields, masks)
+        return encode_film(replace(film, strip=strip), moving.format, moving.fields.quality)
+
+    return film.strip.rgb, developed

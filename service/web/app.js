@@ -9,7 +9,7 @@ import { Mixer } from "/web/mixer.js";
 import { Own, PAINTING } from "/web/own.js";
 import { isClip, Photo, PREVIEW_SIDE, watchForPhotos } from "/web/photo.js";
 import { loadStyles, stylise } from "/web/service.js";
-import { preferred, speak, t } from "/web/strings.js";
+import { named, preferred, speak, t } from "/web/strings.js";
 import { Workshop } from "/web/workshop.js";
 
 const $ = (id) => document.getElementById(id);
@@ -135,6 +135,7 @@ async function take(blob) {
     return;
   }
   brush.begin(photo.size(MASK_SIDE));
+  frame(photo);
   $("film").hidden = true;
   const small = await photo.within(PREVIEW_SIDE);
   for (const id of ["before", "result"]) show($(id), small);
@@ -144,6 +145,12 @@ async function take(blob) {
   note();
   say(t("painting"));
   wish();
+}
+
+/** The stage has the photo's shape and size before any picture of it is there, whatever that one's size. */
+function frame({ width, height }) {
+  $("stage").style.setProperty("--width", `${width}px`);
+  $("stage").style.setProperty("--ratio", width / height);
 }
 
 /** Said before anything is sent. */
@@ -162,7 +169,7 @@ function visible(hasPhoto) {
 function another() {
   live.stop();
   photo = null;
-  $("brush-set").disabled = true;
+  brush.open(false);
   $("photo-note").textContent = "";
   $("film").hidden = true;
   visible(false);
@@ -198,14 +205,15 @@ async function refresh() {
 function offer(told) {
   shelf = told;
   own.offer(told.styles, told.style_image);
-  const styles = [...own.asStyles, ...told.styles];
+  const shipped = told.styles.map(named);
+  const styles = [...own.asStyles, ...shipped];
   const listed = JSON.stringify(styles);
   if (listed === known) return [];
   known = listed;
   const gone = mixer.offer(styles);
   looks.offer(styles);
   looks.fit(mixer.chosen);
-  workshop.offer(told.styles);
+  workshop.offer(shipped);
   return gone;
 }
 

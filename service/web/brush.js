@@ -29,7 +29,6 @@ export class Brush {
     Object.assign(this.canvas, { width, height });
     this.reset();
     this.open(false);
-    $("brush-set").disabled = false;
   }
 
   reset() {
@@ -39,7 +38,7 @@ export class Brush {
   }
 
   open(is) {
-    this.canvas.hidden = !is;
+    this.canvas.hidden = $("brush-set").hidden = !is;
     $("handle").hidden = is;
     press("brush", is);
     if (is) this.canvas.focus({ preventScroll: true });

@@ -18,7 +18,7 @@ export class Jobs {
     for (const kept of remembered().reverse()) this.add(kept);
   }
 
-  /** `kept`: id, title, and `photo`, a small picture as a data: URL. */
+  /** `kept`: id, title, and as data: URLs `photo`, or `picture` where there is no photo to compare with. */
   add(kept) {
     const card = new Card(kept, (gone) => this.remove(gone), this.made);
     this.cards.unshift(card);
@@ -72,7 +72,8 @@ class Card {
     this.leaving = new AbortController();
     translate(this.element);
     this.part("title").textContent = kept.title;
-    if (kept.photo) this.part("before").src = this.part("result").src = kept.photo;
+    if (kept.photo) this.part("before").src = kept.photo;
+    if (kept.photo ?? kept.picture) this.part("result").src = kept.photo ?? kept.picture;
     watchHandle(this.part("stage"));
     this.part("stop").addEventListener("click", () => this.stop());
     this.part("save").addEventListener("click", () => this.save());
@@ -123,7 +124,7 @@ class Card {
     this.part("state").classList.toggle("wrong", Boolean(trouble) || job?.status === "failed");
     this.part("numbers").textContent = job?.iteration ? this.numbers() : "";
     this.part("progress").hidden = finished;
-    this.part("progress").value = job ? job.iteration / job.iterations : 0;
+    if (job?.iteration) this.part("progress").value = job.iteration / job.iterations;
     this.part("handle").hidden = !this.kept.photo || !job?.iteration;
     const finest = job?.parameters.method === "refine" ? t("styleAtWork") : t("paintedAs", { title: this.kept.title });
     this.part("result").alt = done ? finest : t("onTheWay");

@@ -78,7 +78,7 @@ export class Own {
     $("keep").disabled = true;
     try {
       const job = await teach({ painting: await this.painting.sized(SENT_SIDE), fields: { name: nameOf(title), title } });
-      this.ordered({ id: job.id, title: t("styleOf", { title }) });
+      this.ordered({ id: job.id, title: t("styleOf", { title }), picture: this.thumbnail });
       this.say(t("teaching"));
     } catch (error) {
       this.say(error.message, true);

@@ -20,11 +20,11 @@ const STRINGS = {
     look: "Look",
     strength: "Strength",
     color: "Colours",
-    colorNone: "the painting's",
-    colorLuminance: "the photo's",
-    colorHistogram: "the photo's palette",
+    colorNone: "painting's",
+    colorLuminance: "photo's",
+    colorHistogram: "photo's palette",
     brush: "Paint only a part",
-    brushStart: "Brush",
+    brushAbout: "Draw over what is to be painted. The rest stays as it was.",
     erase: "Erase",
     invert: "Invert",
     clear: "Whole picture",
@@ -54,7 +54,7 @@ const STRINGS = {
     strokeHuge: "huge",
     model: "Network",
     modelAny: "the server's choice",
-    palette: "In the colours of",
+    palette: "Palette of",
     paletteOwn: "the styles themselves",
     inColours: "{style}, in the colours of {palette}",
     modelFast: "fast: quicker and coarser",
@@ -69,14 +69,14 @@ const STRINGS = {
     cameraMissing: "No camera was found. Connect one, or choose a photo instead.",
     cameraBusy: "The camera is in use by another program. Close that, or choose a photo instead.",
     cameraInsecure: "A browser lends its camera to pages over HTTPS only. Choose a photo instead.",
-    workshop: "Any painting",
-    workshopAbout: "The slow way: no network learnt the painting before, the picture's own pixels are optimised until it looks painted so. It takes minutes and goes on when you leave; the server keeps its pictures for a while. Photo, brush and colours are those above.",
+    workshop: "The slow way, with any painting",
+    workshopAbout: "Instead of a network, the picture's own pixels are worked on until it looks like the painting: closer than above, in minutes instead of a second. It goes on when you leave; the server keeps its pictures for a while. Photo, brush and colours are those above.",
     choosePainting: "Choose a painting",
     orDropPainting: "or drop one here",
     yourPainting: "Your painting",
     painting: "Painting",
     ownPainting: "your own",
-    preset: "Way",
+    preset: "Method",
     preset_fast: "fast: 60 evaluations",
     preset_balanced: "balanced: 150 evaluations",
     preset_best: "best: 500 evaluations",
@@ -99,7 +99,7 @@ const STRINGS = {
     initStyle: "the painting",
     optimizer: "Optimiser",
     seed: "Seed",
-    presets: "the way's own",
+    presets: "the method's own",
     random: "any",
     start: "Start",
     jobs: "Your jobs",
@@ -158,11 +158,11 @@ const STRINGS = {
     look: "效果",
     strength: "强度",
     color: "色彩",
-    colorNone: "用画作的",
-    colorLuminance: "用照片的",
-    colorHistogram: "用照片的色调",
+    colorNone: "画作",
+    colorLuminance: "照片",
+    colorHistogram: "照片色调",
     brush: "只画一部分",
-    brushStart: "画笔",
+    brushAbout: "涂抹要画的部分，其余保持原样。",
     erase: "擦除",
     invert: "反选",
     clear: "整幅",
@@ -192,7 +192,7 @@ const STRINGS = {
     strokeHuge: "极粗",
     model: "网络",
     modelAny: "由服务器选择",
-    palette: "采用谁的色彩",
+    palette: "色板取自",
     paletteOwn: "风格自身的",
     inColours: "{style}，用《{palette}》的色彩",
     modelFast: "fast：更快，但较粗略",
@@ -207,8 +207,8 @@ const STRINGS = {
     cameraMissing: "没有找到相机。请连接相机，或改为选择照片。",
     cameraBusy: "相机正被其他程序占用。请先关闭该程序，或改为选择照片。",
     cameraInsecure: "浏览器只允许 HTTPS 页面使用相机。请改为选择照片。",
-    workshop: "任意画作",
-    workshopAbout: "慢工出细活：无需事先学过这幅画的网络，直接优化画面的每个像素，直到它有那样的笔意。需要几分钟，离开页面也会继续；图片会在服务器上保存一段时间。照片、画笔和色彩沿用上方的设置。",
+    workshop: "慢工出细活：任意画作",
+    workshopAbout: "不靠网络，而是直接打磨画面的每个像素，直到它有画作的笔意：比上方的方法更接近原画，但需要几分钟而不是一秒。离开页面也会继续；图片会在服务器上保存一段时间。照片、画笔和色彩沿用上方的设置。",
     choosePainting: "选择画作",
     orDropPainting: "或拖到这里",
     yourPainting: "你的画作",
@@ -290,6 +290,19 @@ const STRINGS = {
     problem_deadline_exceeded: "用时超过上限，请减少计算次数。",
     problem_out_of_memory: "服务器内存不足，请减小尺寸。",
     problem_internal: "服务器内部出错，请报告给管理员。",
+    style_cafe_terrace: "夜间的露天咖啡座 · 梵高",
+    style_composition_vii: "构成第七号 · 康定斯基",
+    style_engraving: "登岸（版画） · 佚名",
+    style_great_wave: "神奈川冲浪里 · 葛饰北斋",
+    style_ink_wash: "富春山居图（局部） · 黄公望",
+    style_kiss: "吻 · 克里姆特",
+    style_mondrian: "立体派构图 · 蒙德里安",
+    style_roman_mosaic: "古罗马镶嵌画：鸭 · 佚名",
+    style_scream: "呐喊 · 蒙克",
+    style_seine: "大碗岛的塞纳河 · 修拉",
+    style_shipwreck: "米诺陶号沉船 · 透纳",
+    style_starry_night: "星夜 · 梵高",
+    style_udnie: "乌德尼 · 皮卡比亚",
   },
 };
 
@@ -303,6 +316,14 @@ export function t(key, values = {}) {
 export function said(problem) {
   const key = `problem_${problem.code}`;
   return key in STRINGS[language] ? t(key, problem) : problem.detail;
+}
+
+/** A style with its title and artist in the language's own words, where it has some. */
+export function named(style) {
+  const own = STRINGS[language][`style_${style.name}`];
+  if (!own || style.own) return style;
+  const [title, artist] = own.split(" · ");
+  return { ...style, title, artist };
 }
 
 /** The language chosen last, else the browser's, else English. */

@@ -15,6 +15,7 @@ import jsonschema
 import pytest
 import yaml
 
+from bench.fleet import Autoscaler
 from service.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -191,6 +192,16 @@ def test_autoscalers_name_what_there_is() -> None:
     assert hpa["metrics"][0]["pods"]["metric"]["name"] == rule["name"]["as"]
     scaled = one(found, "ScaledObject", "stylize-gatys")["spec"]["scaleTargetRef"]["name"]
     assert one(found, "Deployment", scaled)["spec"].get("replicas") is None
+
+
+def test_the_autoscaler_is_the_one_that_was_simulated() -> None:
+    hpa = one(objects("cluster"), "HorizontalPodAutoscaler")["spec"]
+    (policy,) = hpa["behavior"]["scaleUp"]["policies"]
+    simulated = Autoscaler(least=hpa["minReplicas"], most=hpa["maxReplicas"], start_s=0)
+    assert hpa["metrics"][0]["pods"]["target"]["averageValue"] == f"{1000 * simulated.target:g}m"
+    assert (policy["type"], 1 + policy["value"] / 100) == ("Percent", simulated.scale_up)
+    assert policy["periodSeconds"] == simulated.scale_up_s
+    assert hpa["behavior"]["scaleDown"]["stabilizationWindowSeconds"] == simulated.stabilisation_s
 
 
 def environment(found: list[Object], pod: Object, *kinds: str) -> dict[str, str]:

@@ -91,7 +91,8 @@ def test_a_running_job_is_cancelled_from_any_web_process(cluster: Callable[..., 
 def test_a_step_that_takes_too_long_to_be_cancelled_is_killed(cluster: Callable[..., Cluster]) -> None:
     machines = cluster()
     web, worker = machines.web(), machines.worker()
-    job = web.submit(files={"image": ("a.png", encoded(gradient(1000, 1000)))}, max_side=1000, **LONG)
+    side = 1900  # px: one evaluation takes several times the two seconds even where bf16 has units of its own
+    job = web.submit(files={"image": ("a.png", encoded(gradient(side, side)))}, max_side=side, **LONG)
     web.wait(job["id"], "running")
     (hand,) = worker.hands()
     wait_for(lambda: _resident_bytes(hand) > 10**9)  # in the middle of its first evaluation

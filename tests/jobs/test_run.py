@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from service.gatys.losses import GATYS_STYLE_LAYERS, Gatys2015, Keras, grams_of
-from service.gatys.optimize import Diverged, Objective, optimize
+from service.gatys.optimize import Diverged, Evaluation, Objective, optimize
 from service.gatys.run import Checkpoint, Pixels, Progress, load_vgg, paint, stages
 from service.gatys.vgg import CONVOLUTIONS, VGG, NetworkName
 from service.jobs.parameters import Pooling, PresetName
@@ -157,6 +158,24 @@ def test_a_plateau_ends_the_run(vgg: VGG) -> None:
     assert 15 < len(counts) < 100
 
 
+def test_smoothing_changes_what_lbfgs_counts_in_and_not_the_picture(vgg: VGG, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first picture is the start, odd sides or not; a start without any change of frequencies is as it was."""
+    seen: dict[float, list[Evaluation]] = {}
+    start = torch.rand(1, 3, 33, 47, generator=torch.Generator().manual_seed(2))
+    photo = torch.rand(1, 3, 33, 47, generator=torch.Generator().manual_seed(3))
+    targets = grams_of(vgg(photo.flip(2), GATYS_STYLE_LAYERS), GATYS_STYLE_LAYERS)
+    objective = Objective(vgg, photo, targets, content_layer="relu4_2")
+    for smoothness in (0.0, 0.5):
+        monkeypatch.setattr("service.gatys.optimize.SMOOTHNESS", smoothness)
+        optimize(objective, start, evaluations=6, observe=seen.setdefault(smoothness, []).append)
+    plain, smooth = seen.values()
+    torch.testing.assert_close(smooth[0].shown, start.clamp(1 / 512, 1 - 1 / 512), atol=1e-4, rtol=0)
+    moved = [evaluations[-1].shown - start for evaluations in (plain, smooth)]
+    coarse, fine = (F.avg_pool2d(each, 8).square().mean() / each.square().mean() for each in reversed(moved))
+    assert coarse > 1.5 * fine
+    assert smooth[-1].losses.total < 0.9 * smooth[0].losses.total
+
+
 @pytest.mark.parametrize("optimizer", ["lbfgs", "adam", "sgd"])
 def test_losses_beyond_all_numbers_are_an_error(vgg: VGG, optimizer: str) -> None:
     with pytest.raises(Diverged, match="evaluation"):
@@ -208,12 +227,29 @@ def test_the_bench_prints_its_table(tmp_path: Path, capsys: pytest.CaptureFixtur
 
     photos = ROOT / "tests" / "photos"
     pictures = ["--photo", str(photos / "flower.jpg"), "--painting", str(photos / "coffee.jpg"), "--side", "48"]
-    assert main(["bench", *pictures, "--reference", "6", "--plain", "4", "--presets", "fast", "--iterations", "5"]) == 0
+    assert (
+        main(["bench", *pictures, "--reference", "6", "--plain", "24", "--presets", "fast", "--iterations", "5"]) == 0
+    )
     printed = capsys.readouterr().out
     rows = [line for line in printed.splitlines() if line.startswith("|")]
     assert len(rows) == 2 + 3
     assert "fast" in rows[-1]
-    sheet = tmp_path / "sheet.jpg"
-    folders = ["--photos", str(photos / "flower.jpg"), "--paintings", str(photos / "coffee.jpg")]
-    assert main(["sheet", str(sheet), *folders, "--side", "48", "--presets", "fast", "--iterations", "3"]) == 0
-    assert sheet.stat().st_size > 1000
+
+
+def test_a_sheet_shows_its_cells_and_paints_only_what_is_missing(tmp_path: Path) -> None:
+    from service.gatys.__main__ import main
+
+    photos = ROOT / "tests" / "photos"
+    sheet, cells = tmp_path / "sheet.png", tmp_path / "cells"
+    ask = ["sheet", str(sheet), "--photos", str(photos / "flower.jpg"), "--paintings", str(photos / "coffee.jpg")]
+    ask += ["--side", "48", "--presets", "fast", "gatys2015", "--limit", "fast=2", "gatys2015=3", "--bf16"]
+    assert main([*ask, "--cells", str(cells)]) == 0
+    names = ["flower_coffee_fast_2_48_bf16.png", "flower_coffee_gatys2015_3_48_bf16.png"]
+    assert sorted(path.name for path in cells.iterdir()) == names
+    Image.new("RGB", (48, 32), "red").save(cells / names[0])
+    (cells / names[1]).unlink()
+    assert main([*ask, "--cells", str(cells)]) == 0
+    assert sorted(path.name for path in cells.iterdir()) == names
+    with Image.open(sheet) as drawn:
+        colours = drawn.convert("RGB").getcolors(maxcolors=10**6)
+    assert (48 * 32, (255, 0, 0)) in (colours or [])

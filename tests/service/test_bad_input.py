@@ -125,6 +125,27 @@ def test_what_follows_a_body_that_was_longer_than_said_is_no_request(service: Li
         assert b"HTTP/1.1 400 " in answer
 
 
+@pytest.mark.parametrize("hosts", [b"", b"Host: x\r\nHost: y\r\n"])
+def test_a_request_that_does_not_say_one_host_is_400(service: Live, hosts: bytes) -> None:
+    with connect(service) as connection:
+        connection.sendall(b"GET /livez HTTP/1.1\r\n" + hosts + b"\r\n")
+        assert rest(connection).startswith(b"HTTP/1.1 400 ")
+
+
+def test_requests_sent_ahead_are_answered_in_their_order_and_garbage_after_them(service: Live) -> None:
+    known, unknown = request(PNG, "style=red"), request(PNG, "style=nothing")
+    with connect(service) as connection:
+        connection.sendall(known + unknown + known + b"\0\r\n\r\n")
+        statuses = re.findall(rb"HTTP/1.1 (\d+) ", rest(connection))
+        assert statuses == [b"200", b"404", b"200", b"400"]
+
+
+def test_trailers_without_end_are_cut(service: Live) -> None:
+    with connect(service) as connection:
+        connection.sendall(b"POST /stylize?style=red HTTP/1.1\r\n" + CHUNKED + b"4\r\nabcd\r\n0\r\na: ")
+        assert b" 400 " in drip(connection, b"x" * 1000, 0.001)
+
+
 def test_a_half_closed_socket_is_cut(service: Live) -> None:
     with connect(service) as connection:
         connection.sendall(request(PNG, "style=red")[:-10])

@@ -4,12 +4,13 @@ import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pytest
 
-from service.batching import Admission, Batcher, Latency, Margin
-from service.errors import Saturated
+from service.batching import Admission, Batcher, Latency, Margin, Work
+from service.errors import InvalidImage, Saturated
 from service.metrics import Metrics, Stopwatch
 from service.models.catalog import ServedModel
 from service.models.session import Session
@@ -17,6 +18,8 @@ from service.models.store import ModelStore
 
 MULTISTYLE = Path(__file__).parents[2] / "model_store" / "multistyle" / "1"
 PATIENCE_S = 30
+
+T = TypeVar("T")
 
 
 class Network:
@@ -75,7 +78,8 @@ class Bench:
     def __init__(self, max_waiting: int = 10_000, max_pixels: int = 100, max_wait_ms: float = 0) -> None:
         self.metrics = Metrics()
         self.admission = Admission(max_waiting, self.metrics)
-        self.batcher = Batcher(self.admission, ThreadPoolExecutor(4), self.metrics, max_pixels, max_wait_ms)
+        run, codec = ThreadPoolExecutor(4, "run"), ThreadPoolExecutor(2, "codec")
+        self.batcher = Batcher(self.admission, run, codec, self.metrics, max_pixels, max_wait_ms)
         self.peak = 0
 
     async def submit(
@@ -91,6 +95,10 @@ class Bench:
             self.peak = max(self.peak, self.admission.waiting_pixels)
             styles = np.arange(rows, dtype=np.float32)[:, None]
             return await self.batcher.submit(network, place, image, styles, watch or Stopwatch())
+
+    async def paint(self, network: Network, work: Work[T], watch: Stopwatch) -> T:
+        with self.admission.admit(network, work.shape[0] * work.shape[1]) as place:
+            return await self.batcher.paint(network, place, work, watch)
 
     def task(self, network: Network, **how: object) -> "asyncio.Task[np.ndarray]":
         return asyncio.create_task(self.submit(network, **how))  # type: ignore[arg-type]
@@ -261,6 +269,84 @@ def test_a_run_is_stopped_once_nobody_wants_any_of_it_and_the_next_is_served() -
     assert network.batches == [1, 2, 1]
 
 
+def work(
+    value: int, threads: list[str], quick: bool = True, gate: threading.Event | None = None
+) -> Work[tuple[int, str]]:
+    """Of a picture (2, 5) of one value: what becomes of it, and the thread that encoded it."""
+    image = np.full((2, 5, 3), value, np.uint8)
+
+    def decode() -> tuple[np.ndarray, Callable[[np.ndarray], tuple[int, str]]]:
+        threads.append(threading.current_thread().name.partition("_")[0])
+        if gate:
+            assert gate.wait(PATIENCE_S)
+        if value == 7:
+            raise InvalidImage("bad")
+        return image, lambda outputs: (int(outputs.max()), threading.current_thread().name.partition("_")[0])
+
+    return Work(image.shape, np.zeros((1, 1), np.float32), decode, quick)
+
+
+def test_quick_work_takes_one_turn_of_one_thread_where_nobody_else_waits() -> None:
+    network, bench = Network(), Bench()
+    network.go.set()
+    decoded: list[str] = []
+
+    async def scene() -> None:
+        watch = Stopwatch()
+        assert await bench.paint(network, work(1, decoded), watch) == (254, "run")
+        assert list(watch.durations_s) == ["queue", "decode", "infer", "encode"]
+        assert await bench.paint(network, work(1, decoded, quick=False), Stopwatch()) == (254, "codec")
+        network.go.clear()
+        network.started.clear()
+        first = asyncio.create_task(bench.paint(network, work(2, decoded), Stopwatch()))
+        assert await asyncio.to_thread(network.started.wait, PATIENCE_S)
+        second = asyncio.create_task(bench.paint(network, work(3, decoded), Stopwatch()))
+        while len(decoded) < 4:  # while the first runs
+            await asyncio.sleep(0.005)
+        network.go.set()
+        assert (await first, await second) == ((253, "run"), (252, "codec"))
+
+    play(scene())
+    assert decoded == ["run", "codec", "run", "codec"]
+
+
+def test_a_picture_that_cannot_be_decoded_where_it_runs_costs_nobody_else_anything() -> None:
+    network, bench = Network(), Bench()
+    network.go.set()
+
+    async def scene() -> None:
+        bad = asyncio.create_task(bench.paint(network, work(7, []), Stopwatch()))
+        good = bench.task(network, value=1)
+        with pytest.raises(InvalidImage):
+            await bad
+        assert np.unique(await good).tolist() == [254]
+
+    play(scene())
+    assert bench.admission.waiting_pixels == 0
+
+
+def test_one_that_leaves_while_it_is_decoded_where_it_runs_is_never_run() -> None:
+    network, bench, gate = Network(), Bench(), threading.Event()
+    decoded: list[str] = []
+
+    async def scene() -> None:
+        watch = Stopwatch()
+        leaving = asyncio.create_task(bench.paint(network, work(1, decoded, gate=gate), watch))
+        while not decoded:
+            await asyncio.sleep(0.005)
+        assert watch.stage == "decode"
+        leaving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+        assert network.stopped  # before its first node
+        gate.set()
+        network.go.set()
+        assert (await bench.submit(network, value=2)).max() == 253
+
+    play(scene())
+    assert network.most == 1
+
+
 def test_an_item_that_fails_fails_alone() -> None:
     network, bench = Network(fails=lambda images: bool((images == 7).any())), Bench()
 
@@ -398,7 +484,9 @@ def test_batches_of_the_shipped_network_have_the_very_bits_of_single_runs(size: 
         for count in range(1, 5):
             metrics = Metrics()
             admission = Admission(10**6, metrics)
-            batcher = Batcher(admission, ThreadPoolExecutor(1), metrics, 10**6, max_wait_ms=600_000)
+            batcher = Batcher(
+                admission, ThreadPoolExecutor(1), ThreadPoolExecutor(1), metrics, 10**6, max_wait_ms=600_000
+            )
             batcher._max_pixels = sum(len(its) for its in rows[:count]) * size[0] * size[1]  # full: it waits no more
 
             async def submit(index: int, admission: Admission = admission, batcher: Batcher = batcher) -> np.ndarray:

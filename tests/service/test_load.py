@@ -101,6 +101,16 @@ def test_a_client_that_leaves_frees_its_place_and_stops_its_run(service: Live) -
     assert service.metric("stylize_in_flight") == 0
 
 
+def test_a_client_that_leaves_stops_its_run_though_it_has_sent_another_request_ahead(service: Live) -> None:
+    stopped = service.metric('stylize_abandoned_total{stage="infer"}')
+    with socket.create_connection(service.address) as connection:
+        connection.sendall(request(BIG, content_type="image/jpeg") + request(SMALL))
+        service.wait_for("stylize_in_flight", BIG_PIXELS)
+        service.wait_for(DEPTH, 0)
+    service.wait_for('stylize_abandoned_total{stage="infer"}', stopped + 1)
+    assert service.metric("stylize_in_flight") == 0
+
+
 def test_a_deadline_that_passes_during_a_run_stops_it(service: Live) -> None:
     expected = post(service, SMALL)
     runs, stopped = service.metric(RUNS), service.metric('stylize_abandoned_total{stage="infer"}')
@@ -253,6 +263,23 @@ def test_sighup_serves_a_new_style_loses_no_request_and_leaves_a_broken_store_al
         asyncio.run(scene())
         assert styles() == ["green", "red"]
         assert httpx.get(f"{service.url}/readyz").status_code == 200
+
+
+def test_a_style_that_a_reload_changed_is_painted_anew_by_the_same_request(tmp_path: Path) -> None:
+    def painted(service: Live) -> int:
+        answered = httpx.post(f"{service.url}/stylize?style=red", content=SMALL, headers={"Content-Type": "image/png"})
+        return int(pixels(answered.content)[..., 0].mean())
+
+    write_conditional(tmp_path, "toy", {name: VECTORS[name] for name in ("photo", "red")})
+    with live(STYLIZE_MODEL_STORE=str(tmp_path)) as service:
+        red = painted(service)
+        assert painted(service) == red
+        write_conditional(tmp_path, "toy", {"photo": VECTORS["photo"], "red": VECTORS["green"]})
+        service.process.send_signal(signal.SIGHUP)
+        give_up = time.monotonic() + PATIENCE_S
+        while painted(service) == red:
+            assert time.monotonic() < give_up
+            time.sleep(0.02)
 
 
 def test_reload_on_the_admin_s_port_says_what_was_refused(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
+from service.models.store import ModelStore
 from tests.service.chromium import NEEDS_CHROMIUM, PATIENCE_MS, browser, complaints, opened
 from tests.service.clips import clip, played
 from tests.service.live import live
@@ -27,7 +28,8 @@ from tests.service.toy import VECTORS, toy_stylized, write_conditional, write_st
 __all__ = ["browser"]
 pytestmark = NEEDS_CHROMIUM
 PHOTO = gradient(600, 400)
-PHOTOS = Path(__file__).parent.parent / "photos"
+ROOT = Path(__file__).parents[2]
+PHOTOS = ROOT / "tests" / "photos"
 Theme = Literal["light", "dark"]
 HAND_OVER = """([way, place, bytes]) => {
     const transfer = new DataTransfer();
@@ -119,7 +121,7 @@ def test_weights_are_percent_and_strength_is_applied(page: Page, photo: Path, tm
 def test_colours_are_kept_where_asked(page: Page, photo: Path, tmp_path: Path) -> None:
     page.set_input_files("#file", photo)
     only(page, "red")
-    page.get_by_label("the photo's", exact=True).check()
+    page.get_by_label("photo's", exact=True).check()
     kept = saved(page, tmp_path).astype(int)
     assert np.abs((kept - kept.mean(axis=-1, keepdims=True)) - (PHOTO - PHOTO.mean(axis=-1, keepdims=True))).max() < 3
     assert (kept > PHOTO).all()
@@ -130,7 +132,7 @@ def test_only_what_was_brushed_is_painted(page: Page, photo: Path, tmp_path: Pat
     page.set_input_files("#file", photo)
     only(page, "red")
     said(page, "Red")
-    page.get_by_role("button", name="Brush").click()
+    page.get_by_role("button", name="Paint only a part").click()
     if way == "pointer":
         box = page.locator("#mask").bounding_box()
         assert box
@@ -183,6 +185,20 @@ def test_what_moves_is_shown_still_and_saved_moving(page: Page, tmp_path: Path, 
         assert Image.open(tmp_path / "saved").n_frames == 3  # type: ignore[attr-defined]
 
 
+def test_nothing_jumps_when_the_larger_picture_comes(page: Page, tmp_path: Path) -> None:
+    (tmp_path / "photo.png").write_bytes(encoded(gradient(1200, 900)))
+    page.set_input_files("#file", tmp_path / "photo.png")
+    said(page, " · ")
+    box = page.locator("#stage").bounding_box()
+    assert box
+    assert box["width"] / box["height"] == pytest.approx(4 / 3, rel=0.01)
+    width = "() => document.querySelector('#result').naturalWidth"
+    assert page.evaluate(width) == 448
+    while page.evaluate(width) == 448:
+        page.wait_for_timeout(50)
+    assert page.locator("#stage").bounding_box() == box
+
+
 def test_before_and_after_are_compared_by_the_keyboard(page: Page, photo: Path) -> None:
     page.set_input_files("#file", photo)
     said(page, " · ")
@@ -196,6 +212,13 @@ def test_it_speaks_chinese_and_remembers(page: Page) -> None:
     page.reload()
     expect(page.get_by_text("选择照片")).to_be_visible()
     assert page.evaluate("() => document.documentElement.lang") == "zh-Hans"
+
+
+def test_every_shipped_style_has_a_chinese_title() -> None:
+    strings = (ROOT / "service" / "web" / "strings.js").read_text()
+    names = {style.name for model in ModelStore(ROOT / "model_store").networks() for style in model.card.styles}
+    assert names
+    assert {name for name in names if f"style_{name}:" not in strings} == set()
 
 
 def test_what_goes_wrong_is_said_in_words(page: Page, photo: Path, tmp_path: Path) -> None:
@@ -297,11 +320,11 @@ def test_the_fast_network_can_be_chosen_where_there_is_one(page: Page, photo: Pa
 def test_the_palette_can_be_another_styles(page: Page, photo: Path, tmp_path: Path) -> None:
     page.set_input_files("#file", photo)
     only(page, "green")
-    page.get_by_label("In the colours of").select_option("negative")
+    page.get_by_label("Palette of").select_option("negative")
     said(page, "Green, in the colours of Negative")
     assert np.array_equal(saved(page, tmp_path), toy_stylized(PHOTO, [0, 80, 0, 1]))
     with page.expect_response("**/stylize") as answer:
-        page.get_by_label("In the colours of").select_option("")
+        page.get_by_label("Palette of").select_option("")
     assert answer.value.headers["x-style"] == "green"
 
 
@@ -318,7 +341,7 @@ def test_a_painting_of_ones_own_is_a_style_like_the_others(page: Page, photo: Pa
     said(page, "Your painting 50 % + Red 50 %")
     assert np.abs(saved(page, tmp_path) - toy_stylized(PHOTO, [45, 10, 15, 0]).astype(int)).max() <= 2
     only(page, "red")
-    page.get_by_label("In the colours of").select_option("Your painting")
+    page.get_by_label("Palette of").select_option("Your painting")
     said(page, "Red, in the colours of Your painting")
     page.set_input_files("#own-file", {"name": "a.txt", "mimeType": "text/plain", "buffer": b"x"})
     expect(page.locator("#own-status")).to_contain_text("not a JPEG")
@@ -392,7 +415,7 @@ def test_axe_finds_nothing_serious_in_any_state(browser: Browser, url: str, phot
         page.locator(".card [value=green]").check(force=True)
         said(page, "%")
         assert complaints(page) == []
-        page.get_by_role("button", name="Brush").click()
+        page.get_by_role("button", name="Paint only a part").click()
         page.get_by_text("More", exact=True).click()
         assert complaints(page) == []
         page.get_by_role("button", name="Start").click()  # without a painting
@@ -424,6 +447,7 @@ def test_all_of_it_is_done_by_the_keyboard_alone(page: Page, photo: Path) -> Non
     wanted = [
         "handle",
         "download",
+        "brush",
         "another",
         "green",
         "strength",
@@ -431,7 +455,6 @@ def test_all_of_it_is_done_by_the_keyboard_alone(page: Page, photo: Path) -> Non
         "color",
         "palette",
         "model",
-        "brush",
         "painting-file",
     ]
     assert [name for name in reached if name in wanted] == wanted
@@ -497,5 +520,5 @@ def test_every_control_has_a_name(page: Page, photo: Path) -> None:
 
 
 def test_the_page_weighs_less_than_300_kb_without_pictures() -> None:
-    web = Path(__file__).parent.parent.parent / "service" / "web"
+    web = ROOT / "service" / "web"
     assert sum(path.stat().st_size for path in web.iterdir() if path.suffix != ".jpg") < 300_000
