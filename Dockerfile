@@ -1,15 +1,18 @@
 # docker build --target cpu -t stylize:cpu .    Targets: cpu (the default), gpu (CUDA 13; never run on a GPU yet), and
 # gatys, the jobs' worker, which alone has torch. Which torch is the index's choice: PyPI's brings CUDA, several GB; for
 # workers without a GPU name that of torch's CPU builds with --build-arg PIP_EXTRA_INDEX_URL=...
+# --build-arg EXTRAS=video adds that extra (by commas, any of pyproject.toml's) to each of them.
 ARG PYTHON_IMAGE=docker.io/library/python:3.11-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS requirements
+ARG EXTRAS=
 WORKDIR /build
 COPY constraints.txt pyproject.toml ./
-RUN python3 -c "import pathlib, tomllib; \
+RUN python3 -c "import os, pathlib, tomllib; \
 project = tomllib.loads(pathlib.Path('pyproject.toml').read_text())['project']; \
 extras = project['optional-dependencies']; \
-common = project['dependencies'] + extras['container'] + extras['distributed']; \
+asked = [name for name in os.environ['EXTRAS'].split(',') if name]; \
+common = sum((extras[name] for name in ['container', 'distributed', *asked]), project['dependencies']); \
 [pathlib.Path(f'{name}.txt').write_text('\n'.join(common + extras[name])) for name in ('cpu', 'gpu', 'gatys')]" \
  && python3 -m venv --without-pip /opt/stylize
 

@@ -66,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--cost", type=float, default=0.1, help="of a machine like this one, an hour, in any currency")
     parser.add_argument("--corpus", type=Path, help="arbitrary, excess: folder of the paintings that were held out")
     parser.add_argument("--steps", type=int, default=200, help="excess: of refinement")
+    parser.add_argument("--sheet", type=Path, help="excess: draw all pictures here, and the optima")
     parser.add_argument("--no-peers", action="store_true", help="measure our own service alone: installs nothing")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     options = parser.parse_args(arguments)
@@ -106,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.part == "arbitrary":
         found.append(compare_encoders(options.corpus, options.rounds))
     if options.part == "excess":
-        found.append(compare_excesses(options.corpus, DOCS / "arbitrary.jpg", options.steps))
+        found.append(compare_excesses(options.corpus, options.sheet, options.steps))
     if options.part == "settings":
         found.append(settings(options.rounds, options.cell))
     text = "\n\n".join(found) + "\n"

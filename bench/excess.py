@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,9 +37,9 @@ class _Vectors:
     seconds: list[float] = field(default_factory=list)
 
 
-def compare_excesses(corpus: Path, sheet: Path, steps: int, photos: Sequence[Path] = JUDGED_PHOTOS) -> str:
-    """A Markdown section on the first encoder, before and after ``steps`` of refinement: some twenty minutes. The
-    pictures go into ``sheet``, a row a pair."""
+def compare_excesses(corpus: Path, sheet: Path | None, steps: int, photos: Sequence[Path] = JUDGED_PHOTOS) -> str:
+    """A Markdown section on the first encoder, before and after ``steps`` of refinement. The pictures go into
+    ``sheet``, a row a pair: then the optimum's are painted anew, which takes some twenty minutes more."""
     encoder, session = encoders()[0]
     paintings = [unknown_painting(corpus / name) for name in encoder.card.training["held_out"][:PAINTINGS]]
     evaluator, rival = Evaluator(VGG_WEIGHTS, OPTIMA, encoder.side_px), rival_of_any_painting()
@@ -50,15 +50,9 @@ def compare_excesses(corpus: Path, sheet: Path, steps: int, photos: Sequence[Pat
         f"refined, {steps} steps": lambda image, style: session.run(image, vectors.refined[style][None]),
         RIVAL: lambda image, style: rival(image, files[style]),
     }
-    pairs = [(painting, photo) for painting in paintings for photo in photos]
-    optima = [to_image(evaluator.optimised(*pair)) for pair in tqdm(pairs, desc="Gatys")]
     found = {name: evaluator.score(stylize, paintings, photos) for name, stylize in stylizers.items()}
-    rows = []
-    for number, ((painting, _), optimum) in enumerate(zip(pairs, optima, strict=True)):
-        column, row = divmod(number, len(photos))
-        made = [pictures[row][1 + column] for _, pictures in found.values()]
-        rows.append([to_image(load_picture(painting.path, short_side=SHOWN_SIDE)), *map(_small, [*made, optimum])])
-    contact_sheet(sheet, ["painting", *found, "Gatys' optimisation"], rows)
+    if sheet:
+        _draw(sheet, evaluator, paintings, photos, {name: pictures for name, (_, pictures) in found.items()})
     return "\n".join(
         [
             f"## Any painting: {len(paintings)} that were held out x {len(photos)} photos, 288 px",
@@ -70,6 +64,23 @@ def compare_excesses(corpus: Path, sheet: Path, steps: int, photos: Sequence[Pat
             f"{steps} steps of refinement took {statistics.median(vectors.seconds):.0f} s (median).",
         ]
     )
+
+
+def _draw(
+    sheet: Path,
+    evaluator: Evaluator,
+    paintings: Sequence[Painting],
+    photos: Sequence[Path],
+    found: Mapping[str, Sequence[Sequence[Image.Image]]],
+) -> None:
+    """``found``: by whom they were painted, a row a photo, which comes first."""
+    rows = []
+    for column, painting in enumerate(tqdm(paintings, desc="Gatys")):
+        for row, photo in enumerate(photos):
+            made = [pictures[row][1 + column] for pictures in found.values()]
+            made.append(to_image(evaluator.optimised(painting, photo)))
+            rows.append([to_image(load_picture(painting.path, short_side=SHOWN_SIDE)), *map(_small, made)])
+    contact_sheet(sheet, ["painting", *found, "Gatys' optimisation"], rows)
 
 
 def _vectors(encoder: Encoder, paintings: Sequence[Painting], steps: int) -> _Vectors:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,7 +12,6 @@ from bench.load import LOST, Plan, fire
 from bench.processes import Running, running
 from bench.servers import ours
 from bench.work import jpeg
-from service.models.session import cpu_quota
 
 FACTOR = 3.0
 CLIENTS = 16  # what capacity is measured with
@@ -47,36 +45,27 @@ def overload(duration_s: float, side: int, deadline_ms: int) -> str:
             f"* Goodput {goodput:.2f} requests/s, {goodput / capacity:.1%} of capacity (goal: at least {GOODPUT:.0%}).",
             f"* Answered with a picture: p50 {1000 * p50_s:.0f} ms, p99 {1000 * p99_s:.0f} ms (goal: the deadline).",
             f"* Answers by status: {', '.join(f'{status}: {count}' for status, count in sorted(statuses.items()))}.",
-            f"* A refusal costs {1000 * refusal_s:.2f} ms of all cores ({refusals} beside one large picture, by the "
-            "CPU seconds that they add).",
+            f"* A refusal costs {1000 * refusal_s:.2f} ms: {refusals} of them delay a large picture by so much each.",
             f"* The client took {outcome.client_cores:.1%} of a core. Goals {'reached' if kept else 'MISSED'}.",
         ]
     )
 
 
 def _refusal_s(service: Running, photo: bytes) -> tuple[float, int]:
-    """Seconds of all cores that a refusal takes from a run; and how many were counted.
+    """Seconds by which a refusal delays the run beside it; and how many were counted.
 
     A large picture is painted alone, and then beside clients that are refused; the first one grows the arena.
     """
     large = Plan(service.request(jpeg(LARGE_SIDE, LARGE_SIDE)), 0.001)
-    alone = [_painted(service, large) for _ in range(2)][-1]
-    hurried = Plan(service.request(photo, "&deadline_ms=1"), HURRIED * alone.seconds, CLIENTS)
+    alone_s = min(_answered_s(large) for _ in range(3))
+    hurried = Plan(service.request(photo, "&deadline_ms=1"), HURRIED * alone_s, CLIENTS)
     with ThreadPoolExecutor(1) as beside:
-        painting = beside.submit(_painted, service, large)
-        time.sleep(HEAD_START * alone.seconds)
+        painting = beside.submit(_answered_s, large)
+        time.sleep(HEAD_START * alone_s)
         refusals = sum(shot.status == 503 for shot in fire(hurried).shots)
-        cpu_s = painting.result().cpu_s
-    return max(0.0, cpu_s - alone.cpu_s) / cpu_quota() / max(1, refusals), refusals
+        delayed_s = painting.result()
+    return max(0.0, delayed_s - alone_s) / max(1, refusals), refusals
 
 
-@dataclass(frozen=True)
-class _Painted:
-    seconds: float
-    cpu_s: float
-
-
-def _painted(service: Running, plan: Plan) -> _Painted:
-    before_s, begun = service.cpu_s(), time.perf_counter()
-    fire(plan)
-    return _Painted(time.perf_counter() - begun, service.cpu_s() - before_s)
+def _answered_s(plan: Plan) -> float:
+    return max(shot.answered_s for shot in fire(plan).shots)

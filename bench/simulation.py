@@ -22,7 +22,7 @@ READY_S = 0.7  # measured: bench/results/…_service.md
 SEED = 1
 DAY_S, DAY_PEAK = 86_400.0, 30.0  # requests a second: a day of more is more requests than can be simulated in minutes
 BURST_S, BURST_PEAK, BURST = 900.0, 4500.0, 5.0  # the most for which a thousand replicas like this one are 60 % busy
-TARGETS = (0.1, 0.03, 0.02, 0.01, 0.005)  # of the capacity in flight; a replica that is 60 % busy holds 0.009
+TARGETS = (0.1, 0.03, 0.01, 0.005)  # of the capacity in flight; a replica that is 60 % busy holds 0.009
 DRAWN = (0.1, Autoscaler.target)  # what the manifest said before, and what it says
 MANY, MANY_REPLICAS, MANY_S = 100_000.0, 1000, 5.0
 

@@ -20,7 +20,9 @@ from service.gatys.vgg import CONVOLUTIONS, MEAN_BGR, VGG, NetworkName
 from service.models.store import Card, file_sha256
 
 VGG16_SHA256 = "905422819b20aa2fdd429636f170656d7058790cc496096a0bdedb7124055f5e"
-VGG19_SHA256 = "dcbb9e9d"  # the first eight digits, which torchvision has in its file's name: vgg19-dcbb9e9d.pth
+# The first eight digits, which torchvision has in its file's name, vgg19-dcbb9e9d.pth, and checks itself; we found the
+# others published nowhere.
+VGG19_SHA256 = "dcbb9e9d"
 VGG16_ATTRIBUTION = (
     "VGG16's thirteen convolutions, published by the Visual Geometry Group, University of Oxford (K. Simonyan, "
     "A. Zisserman, Very Deep Convolutional Networks for Large-Scale Image Recognition, arXiv:1409.1556), Creative "

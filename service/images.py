@@ -243,7 +243,7 @@ def _unreadable(content: bytes) -> ServiceError:
         unread = "HEIC or AVIF"
     if unread:
         return UnsupportedMediaType(f"{unread} is not read here: send JPEG, PNG or WebP")
-    return InvalidImage("the bytes are not a JPEG, PNG or WebP image, or are cut short")
+    return InvalidImage("the bytes are not a JPEG, PNG or WebP image (or GIF or MP4, to be painted), or are cut short")
 
 
 def _opening(content: bytes, max_pixels: int) -> Translation:

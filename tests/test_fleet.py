@@ -105,9 +105,7 @@ def test_the_autoscaler_is_told_a_minutes_mean_in_whole_thousandths(run_s: float
 
 
 def test_what_bench_measured_is_read_and_nothing_else() -> None:
-    refusing = (
-        "* A refusal costs 0.85 ms of all cores (1000 beside one large picture, by the CPU seconds that they add)."
-    )
+    refusing = "* A refusal costs 0.85 ms: 1000 of them delay a large picture by so much each."
     found = measured_replica("* A picture of x megapixels takes 476 x + 12 ms.", refusing)
     assert (found.a_s, found.b_s, found.refusal_s) == (0.476, 0.012, 0.00085)
     for read in (partial(measured_replica, overload=refusing), measured_refusal_s, measured_jobs, validation):

@@ -8,6 +8,8 @@ where the camera turns, the painting goes along.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
@@ -53,14 +55,17 @@ def run_film(
             observe()
         return rows
 
+    def painted(rows: StyleRows) -> Iterator[Frame]:
+        for batch in batches:
+            yield from network.run_frozen(frames[batch], rows[batch], options)
+
     scene = scenes(frames)
     rows = smoothed(np.concatenate([frozen(frames[batch]) for batch in batches]), scene)
-    painted = np.empty_like(frames)
-    for batch in batches:
-        painted[batch] = network.run_frozen(frames[batch], rows[batch], options)
-        for _ in rows[batch]:
-            observe()
-    return calmed(painted, frames, scene)
+    result = np.empty_like(frames)
+    for number, frame in enumerate(calmed(painted(rows), frames, scene)):
+        result[number] = frame
+        observe()
+    return result
 
 
 def smoothed(rows: StyleRows, scene: npt.NDArray[np.intp]) -> StyleRows:
@@ -72,19 +77,18 @@ def smoothed(rows: StyleRows, scene: npt.NDArray[np.intp]) -> StyleRows:
     return result
 
 
-def calmed(painted: Frames, photos: Frames, scene: npt.NDArray[np.intp]) -> Frames:
+def calmed(painted: Iterable[Frame], photos: Frames, scene: npt.NDArray[np.intp]) -> Iterator[Frame]:
     """The painted frames, each with what it keeps of the one before it in its scene, wherever the camera turned."""
-    result = painted.copy()
-    last = painted[0].astype(np.float32)
-    for number in range(1, len(painted)):
-        current = painted[number].astype(np.float32)
-        move = turn(*photos[number - 1 : number + 1]) if scene[number] == scene[number - 1] else None
+    last = np.empty(0, np.float32)
+    for number, frame in enumerate(painted):
+        current = frame.astype(np.float32)
+        goes_on = number > 0 and scene[number] == scene[number - 1]
+        move = turn(photos[number - 1], photos[number]) if goes_on else None
         if move is not None:
             kept, _ = carried(last, move)
             current += _share_kept(photos[number - 1], photos[number], move)[..., None] * (kept - current)
-        result[number] = np.rint(current)
+        yield np.rint(current).astype(np.uint8)
         last = current
-    return result
 
 
 def _share_kept(before: Frame, after: Frame, move: Move) -> npt.NDArray[np.float32]:

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,16 @@ import pytest
 import yaml
 
 from service.metrics import Metrics
+from tests.deploy.test_k8s import WORKERS_JOB
+from tests.jobs.broker import RedisServer, free_port, redis_server
+from tests.jobs.conftest import Service, store, wait_for
+from tests.jobs.machines import Cluster as Machines
+from tests.jobs.machines import Worker
 from tests.service.live import Live, live, request
 from tests.service.pictures import encoded, gradient
 from tests.service.toy import write_store
 
+__all__ = ["redis_server", "store"]
 ROOT = Path(__file__).parents[2]
 COMPONENTS = ROOT / "k8s" / "components"
 MONITORING = COMPONENTS / "monitoring"
@@ -91,9 +98,17 @@ class Prometheus:
         values = [float(series["value"][1]) for series in answer["data"]["result"]]
         return [value for value in values if value == value]
 
-    def firing(self) -> set[str]:
+    def alerts(self, state: str = "firing", **labels: str) -> set[str]:
+        """The names of those with that state and those labels."""
         alerts = httpx.get(f"{self.url}/api/v1/alerts").json()["data"]["alerts"]
-        return {alert["labels"]["alertname"] for alert in alerts if alert["state"] == "firing"}
+        found = [alert["labels"] for alert in alerts if alert["state"] == state]
+        return {alert["alertname"] for alert in found if labels.items() <= alert.items()}
+
+    def wait_for_alert(self, name: str, state: str = "firing", **labels: str) -> None:
+        give_up = time.monotonic() + PATIENCE_S
+        while name not in self.alerts(state, **labels):
+            assert time.monotonic() < give_up, f"{name} is not {state}"
+            time.sleep(0.2)
 
     def wait_for(self, expression: str) -> list[float]:
         """What it gives, once that is anything."""
@@ -113,15 +128,38 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
         yield running
 
 
+@dataclass(frozen=True)
+class Cluster:
+    """A web process, and a worker elsewhere with metrics of its own."""
+
+    web: Service
+    worker: Worker
+    workers_address: str
+
+
 @pytest.fixture(scope="module")
-def prometheus(service: Live, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+def elsewhere(redis_server: RedisServer, store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    redis_server.client.flushall()
+    with ExitStack() as stack:
+        folder = tmp_path_factory.mktemp("cluster")
+        machines = Machines(stack, store, folder, redis_server.url)
+        port = free_port()
+        worker = machines.worker(variables={"STYLIZE_METRICS_PORT": str(port)})
+        yield Cluster(machines.web(), worker, f"127.0.0.1:{port}")
+
+
+@pytest.fixture(scope="module")
+def prometheus(service: Live, elsewhere: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     """With the real rules; only how often it looks is the test's own."""
     folder = tmp_path_factory.mktemp("prometheus")
     write_rules(folder)
-    pod = {"targets": [service.url.removeprefix("http://")], "labels": {"namespace": "default", "pod": "web-0"}}
-    target = {"job_name": "stylize", "static_configs": [pod]}
+    web = str(elsewhere.web.http.base_url).rstrip("/")
+    targets = [
+        job("stylize", pod(service.url, "default", "web-0"), pod(web, "cluster", "web-1")),
+        job(WORKERS_JOB, pod(elsewhere.workers_address, "cluster", "gatys-0")),
+    ]
     often = {"scrape_interval": "500ms", "scrape_timeout": "500ms", "evaluation_interval": "500ms"}
-    config = {"global": often, "rule_files": ["rules.yaml"], "scrape_configs": [target]}
+    config = {"global": often, "rule_files": ["rules.yaml"], "scrape_configs": targets}
     (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -137,6 +175,14 @@ def prometheus(service: Live, tmp_path_factory: pytest.TempPathFactory) -> Itera
             yield Prometheus(f"http://{address}")
         finally:
             process.terminate()
+
+
+def job(name: str, *pods: object) -> dict[str, object]:
+    return {"job_name": name, "static_configs": list(pods)}
+
+
+def pod(url: str, namespace: str, name: str) -> dict[str, object]:
+    return {"targets": [url.removeprefix("http://")], "labels": {"namespace": namespace, "pod": name}}
 
 
 def wait_until_ready(url: str, log: Path) -> None:
@@ -171,11 +217,12 @@ def run_job(service: Live) -> None:
 
 
 @needs_prometheus
-def test_metrics_are_as_prometheus_wants_them(service: Live) -> None:
+def test_metrics_are_as_prometheus_wants_them(service: Live, elsewhere: Cluster) -> None:
     use(service)
-    text = httpx.get(f"{service.url}/metrics").content
-    done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    for url in (service.url, f"http://{elsewhere.workers_address}"):
+        text = httpx.get(f"{url}/metrics").content
+        done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 @needs_prometheus
@@ -208,18 +255,38 @@ def test_autoscalers_find_their_numbers(prometheus: Prometheus) -> None:
 def test_alert_fires_for_a_worker_that_died(service: Live, prometheus: Prometheus) -> None:
     run_job(service)
     prometheus.wait_for('stylize_worker_restarts_total{reason="died"} == 0')
-    assert "StylizeWorkerDied" not in prometheus.firing()
+    assert "StylizeWorkerDied" not in prometheus.alerts()
     (worker,) = workers(service)
     os.kill(worker, signal.SIGKILL)
     run_job(service)  # by another one
     assert workers(service) != [worker]
-    give_up = time.monotonic() + PATIENCE_S
-    while "StylizeWorkerDied" not in prometheus.firing():
-        assert time.monotonic() < give_up
-        time.sleep(0.2)
-    assert "StylizeWorkersDie" not in prometheus.firing()
+    prometheus.wait_for_alert("StylizeWorkerDied")
+    assert "StylizeWorkersDie" not in prometheus.alerts()
 
 
 def workers(service: Live) -> list[int]:
     pid = service.process.pid
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@needs_prometheus
+def test_alerts_tell_of_a_worker_elsewhere(elsewhere: Cluster, prometheus: Prometheus) -> None:
+    """Of one of its processes that dies at work, and of the whole of it."""
+    prometheus.wait_for('stylize_workers{job="stylize-gatys",state="idle"} == 1')
+    long = elsewhere.web.submit(iterations=5000, preset="keras")["id"]
+    wait_for(lambda: elsewhere.web.job(long)["iteration"] > 0)
+    prometheus.wait_for('sum by (state) (stylize_workers{state="busy"}) == 1')
+    prometheus.wait_for('stylize_worker_restarts_total{job="stylize-gatys",reason="died"} == 0')
+    of_it = {"namespace": "cluster", "job": WORKERS_JOB, "instance": elsewhere.workers_address}
+    assert prometheus.alerts(**of_it) == set()
+    os.kill(elsewhere.worker.hands()[0], signal.SIGKILL)
+    prometheus.wait_for_alert("StylizeWorkerDied", **of_it)
+    assert prometheus.query('sum(stylize_worker_restarts_total{namespace="cluster",reason="died"})') == [1]  # not twice
+    elsewhere.web.http.delete(f"/jobs/{long}")
+    done = elsewhere.web.submit(iterations=5)["id"]
+    elsewhere.web.wait(done)
+    prometheus.wait_for('stylize_jobs_total{job="stylize-gatys",outcome="succeeded"} == 1')
+    assert prometheus.query('sum(stylize_jobs_total{namespace="cluster",outcome="succeeded"})') == [1]
+    elsewhere.worker.end()
+    prometheus.wait_for_alert("StylizeDown", "pending", **of_it)
+    assert "StylizeDown" not in prometheus.alerts("pending", job="stylize")

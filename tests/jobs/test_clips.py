@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 
 import httpx2 as httpx
@@ -9,7 +11,7 @@ import numpy as np
 
 from service.animations import AnimationLimits
 from service.client import Client, Order
-from tests.jobs.conftest import Service
+from tests.jobs.conftest import Service, wait_for
 from tests.jobs.test_service import events
 from tests.service.clips import SIZE, clip, packets, played
 from tests.service.pictures import gradient
@@ -47,3 +49,26 @@ def test_a_clip_becomes_a_clip_with_its_times_and_its_sound(serve: Serve) -> Non
         assert client.fill(Order(source, "red", format="gif")).content.startswith(b"GIF8")
     raw = service.http.post("/stylize?style=red", content=source, headers={"Content-Type": "video/mp4"})
     assert raw.status_code == 202
+
+
+def test_a_worker_killed_in_the_middle_of_a_clip_is_replaced_and_the_clip_is_whole(serve: Serve) -> None:
+    service = serve()
+    source = clip((160, 120), tuple(range(0, 1000 * 150, 1000)), sound=True)
+    job = ask(service.http, source).json()
+    told = service.job
+
+    def is_amidst() -> bool:
+        return bool(told(job["id"])["status"] == "running" and told(job["id"])["iteration"])
+
+    wait_for(is_amidst, lambda: str(told(job["id"])))
+    (worker,) = service.workers()
+    os.kill(worker, signal.SIGKILL)
+    done = service.wait(job["id"], "succeeded", "failed")
+    assert (done["status"], done["attempt"]) == ("succeeded", 2)
+    result = service.http.get(job["links"]["result"]).content
+    frames, times_s = played(result)
+    assert times_s == played(source)[1]
+    assert packets(result, "audio") == packets(source, "audio") != []
+    last = toy_stylized(np.roll(gradient(160, 120), 4 * 149, axis=1), VECTORS["red"])
+    assert np.abs(frames[-1].astype(int) - last).mean() < LOSS
+    assert service.metric('stylize_worker_restarts_total{reason="died"}') == 1

@@ -264,7 +264,7 @@ def test_grain_keeps_most_and_what_moved_nothing_nor_what_is_near() -> None:
     photos[1:, 0, 0, 1] = MOVED
     photos[1:, 0, -1] = GRAIN
     painted = np.stack([np.full((1, width, 3), level, np.uint8) for level in (0, 100, 100)])
-    found = calmed(painted, photos, np.array([0, 0, 1]))[:, 0, :, 0]
+    found = np.stack(list(calmed(painted, photos, np.array([0, 0, 1]))))[:, 0, :, 0]
     assert found[1].tolist() == [100] * (NEAR + 1) + [30] * (width - NEAR - 1)
     assert found[2].tolist() == [100] * width  # a cut
 

@@ -22,6 +22,8 @@ from tests.service.pictures import encoded, gradient, pixels
 from tests.service.toy import VECTORS, toy_stylized
 
 pytest.importorskip("openvino")
+from bench.runtimes import difference
+
 ROOT = Path(__file__).parents[2]
 STORE = ROOT / "model_store"
 MOST = 16  # of 255: bf16 has eight bits
@@ -49,6 +51,23 @@ def test_it_paints_what_onnx_runtime_paints(stored: StoredModel, session: Sessio
     assert session.provider == "openvino"
     assert difference.max() <= MOST
     assert difference.mean() < 0.6
+
+
+def test_in_fp32_it_paints_what_onnx_runtime_paints_to_a_rounding(stored: StoredModel, photo: np.ndarray) -> None:
+    from service.models.openvino import OpenVinoSession
+
+    feed = {
+        spec.name: each for spec, each in zip(stored.card.inputs, (photo, stored.vectors["kiss"][None]), strict=True)
+    }
+    (found,) = OpenVinoSession(stored.graph, 2, "f32").run(None, feed)
+    told = difference(Session(stored, "cpu", 2).run(*feed.values()), found)
+    assert told in ("0; 0.00%, 0.00%, 0.00%", "1; 0.00%, 0.00%, 0.00%")
+
+
+def test_differences_are_told_by_their_most_and_their_shares() -> None:
+    one, other = np.zeros((2, 3, 8), np.uint8), np.zeros((2, 3, 8), np.uint8)
+    other[0, 0, :4] = 2, 3, 3, 9
+    assert difference(one, other) == difference(other, one) == "9; 8.33%, 6.25%, 2.08%"
 
 
 def test_a_batch_is_bit_for_bit_what_its_pictures_are_alone(
