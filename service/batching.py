@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -20,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.errors import Saturated
-from service.metrics import Metrics, Stage, Stopwatch
+from service.metrics import Metrics, Stopwatch
 
 log = logging.getLogger(__name__)
 
@@ -261,12 +262,24 @@ class _Item:
     def start(self) -> None:
         """Its run begins: no longer in the queue."""
         self.place.leave_queue()
-        self.watch.enter("decode" if self.whole else "infer")
+        if not self.whole:
+            self.watch.enter("infer")
 
-    def enter(self, stage: Stage) -> None:
-        """Told by the run's thread."""
-        if self.whole:
-            self.watch.enter(stage)
+    def decode(self) -> tuple[Images, Callable[[Images], object]]:
+        """As its work's, in the run's thread."""
+        if not self.whole:
+            return self.work.decode()
+        self.watch.enter("decode")
+        decoded = self.work.decode()
+        self.watch.enter("infer")
+        return decoded
+
+    def encoded(self, encode: Callable[[Images], object], outputs: Images) -> object:
+        """Its result, in the run's thread."""
+        if not self.whole:
+            return encode(outputs)
+        with self.watch.time("encode"):
+            return encode(outputs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -434,8 +447,10 @@ class Batcher:
         return []
 
     def _mates(self, line: list[_Item]) -> list[_Item]:
+        """What shares a run with the first in line: within the budget, and leaving as much to every other lane."""
         mates, pixels = line[:1], line[0].place.pixels
-        for item in line[1:]:
+        share = math.ceil(len(line) / self._lanes) if line[0].network.lane_pixels else len(line)
+        for item in line[1:share]:
             pixels += item.place.pixels
             if pixels > self._max_pixels:
                 break
@@ -503,18 +518,15 @@ def _never_fatal() -> Iterator[None]:
         log.exception("a bug: a run could not be counted")
 
 
-def _carried_out(run: Run, batch: Sequence[_Item]) -> tuple[list[Any], float]:
+def _carried_out(run: Run, batch: Sequence[_Item]) -> tuple[list[object], float]:
     """The result of every item, and how long the run itself took in seconds."""
-    decoded = [item.work.decode() for item in batch]
-    for item in batch:
-        item.enter("infer")
+    decoded = [item.decode() for item in batch]
     started = time.perf_counter()
     outputs = run(*_stacked([image for image, _ in decoded], [item.work.rows for item in batch]))
     duration_s = time.perf_counter() - started
     results, first = [], 0
     for item, (_, encode) in zip(batch, decoded, strict=True):
-        item.enter("encode")
-        results.append(encode(outputs[first : first + len(item.work.rows)]))
+        results.append(item.encoded(encode, outputs[first : first + len(item.work.rows)]))
         first += len(item.work.rows)
     return results, duration_s
 

@@ -372,6 +372,21 @@ def test_small_runs_go_beside_each_other_where_several_wait_and_one_alone_has_ev
     assert bench.admission.waiting_s == pytest.approx(0)
 
 
+def test_what_waits_is_shared_among_the_lanes() -> None:
+    network, bench = Network(), Bench(max_pixels=100)
+    network.lane_pixels = 100
+
+    async def scene() -> None:
+        first = await bench.occupied(network)
+        waiting = [bench.task(network) for _ in range(5)]
+        await asyncio.sleep(0)
+        network.go.set()
+        await asyncio.gather(first, *waiting)
+
+    play(scene())
+    assert network.batches == [1, 3, 1, 1]
+
+
 def test_one_that_leaves_a_lane_stops_its_own_run_alone() -> None:
     network, bench = Network(), Bench(max_pixels=0)
     network.lane_pixels = 10
