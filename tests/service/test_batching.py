@@ -12,7 +12,7 @@ import pytest
 from service.batching import Admission, Batcher, Latency, Margin, Work
 from service.errors import InvalidImage, Saturated
 from service.metrics import Metrics, Stopwatch
-from service.models.catalog import ServedModel
+from service.models.catalog import ServedModel, served
 from service.models.session import Session
 from service.models.store import ModelStore
 
@@ -559,3 +559,14 @@ def test_batches_of_the_shipped_network_have_the_very_bits_of_single_runs(size: 
             assert sample == sum(len(its) for its in rows[:count])
 
     play(scene())
+
+
+@pytest.mark.parametrize("size", [(64, 64), (257, 301), (512, 512)])
+@pytest.mark.parametrize("name", ["multistyle", "fast"])
+def test_a_run_in_a_lane_has_the_very_bits_of_one_on_every_thread(name: str, size: tuple[int, int]) -> None:
+    stored = ModelStore(MULTISTYLE.parents[1]).load(MULTISTYLE.parents[1] / name / "1")
+    model = served(stored, "cpu", 2, lanes=True)
+    assert model.lane_pixels >= size[0] * size[1]
+    image = np.random.default_rng(0).integers(0, 256, (1, *size, 3), np.uint8)
+    row = stored.vectors["kiss"][None]
+    assert np.array_equal(model.begin(lane=True)(image, row), model.begin()(image, row))
