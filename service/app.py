@@ -60,7 +60,9 @@ def create_app(settings: Settings, tracer: Tracer | None = None) -> FastAPI:
     codec = ThreadPoolExecutor(threads, "codec")
     admission = Admission(settings.max_queue_pixels, metrics)
     store = ModelStore(settings.model_store)
-    batcher = Batcher(admission, inference, codec, metrics, settings.max_batch_pixels, settings.max_wait_ms)
+    batcher = Batcher(
+        admission, inference, codec, metrics, settings.max_batch_pixels, settings.max_wait_ms, lanes=threads
+    )
     gpu_mem_limit_bytes = settings.gpu_mem_limit_bytes
     packs = PackFolder(settings.own_styles)
     engine = Engine(

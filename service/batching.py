@@ -1,4 +1,5 @@
-"""Work waits here for its network: bounded by pixels, batched by shape, first come first served, one run at a time.
+"""Work waits here for its network: bounded by pixels, batched by shape, first come first served; one run at a time on
+every thread, or small ones beside each other on a thread each.
 
 Pictures of one shape share a run whatever their styles, and come out with the very bits they have alone. They are
 never padded to a common shape: instance norm would see the padding.
@@ -8,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
@@ -19,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.errors import Saturated
-from service.metrics import Metrics, Stage, Stopwatch
+from service.metrics import Metrics, Stopwatch
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +64,14 @@ class Network(Protocol):
     @property
     def provider(self) -> str: ...
 
-    def begin(self) -> Run: ...
+    @property
+    def lane_pixels(self) -> int:
+        """Most pixels of a run that may go on one thread, beside others; 0 where none may."""
+        ...
+
+    def begin(self, *, lane: bool = False) -> Run:
+        """A run on every thread, or, in a lane, on one."""
+        ...
 
     def settle(self) -> None: ...
 
@@ -246,15 +255,37 @@ class _Item:
         """Equal keys may share a run."""
         return self.network, self.work.shape
 
+    @property
+    def fits_lane(self) -> bool:
+        return self.place.pixels <= self.network.lane_pixels
+
     def start(self) -> None:
         """Its run begins: no longer in the queue."""
         self.place.leave_queue()
-        self.watch.enter("decode" if self.whole else "infer")
+        if not self.whole:
+            self.watch.enter("infer")
 
-    def enter(self, stage: Stage) -> None:
-        """Told by the run's thread."""
-        if self.whole:
-            self.watch.enter(stage)
+    def decode(self) -> tuple[Images, Callable[[Images], object]]:
+        """As its work's, in the run's thread."""
+        if not self.whole:
+            return self.work.decode()
+        self.watch.enter("decode")
+        decoded = self.work.decode()
+        self.watch.enter("infer")
+        return decoded
+
+    def encoded(self, encode: Callable[[Images], object], outputs: Images) -> object:
+        """Its result, in the run's thread."""
+        if not self.whole:
+            return encode(outputs)
+        with self.watch.time("encode"):
+            return encode(outputs)
+
+
+@dataclass(frozen=True, eq=False)
+class _Running:
+    batch: list[_Item]
+    run: Run
 
 
 class Batcher:
@@ -263,6 +294,9 @@ class Batcher:
 
     A batch has at most ``max_pixels``, every row counted; a picture beyond that runs alone. The oldest picture in line
     goes next, after ``max_wait_ms`` at most for others to join it; at 0 a batch is what came during the run before.
+
+    Where several small batches wait they run beside each other in ``lanes``, a thread each: a run on every thread
+    leaves them idle at each node's end.
     """
 
     def __init__(
@@ -273,6 +307,7 @@ class Batcher:
         metrics: Metrics,
         max_pixels: int,
         max_wait_ms: float,
+        lanes: int,
     ) -> None:
         self._admission = admission
         self._executor = executor
@@ -281,20 +316,22 @@ class Batcher:
         self._max_pixels = max_pixels
         self._max_wait_s = max_wait_ms / 1000
         self._lines: dict[Hashable, list[_Item]] = {}  # never empty ones; each in the order of arrival
-        self._arrival = asyncio.Event()
-        self._batch: list[_Item] = []  # what runs now
-        self._run: Run | None = None
+        self._change = asyncio.Event()  # something has come, or a lane is free
+        self._running: list[_Running] = []
+        self._lanes = lanes
+        self._lane_threads = ThreadPoolExecutor(lanes, "lane")
+        self._in_lanes: set[asyncio.Task[None]] = set()
         self._worker: asyncio.Task[None] | None = None
         self._unsettled: set[Network] = set()
         self._settling: asyncio.TimerHandle | None = None
 
     async def paint(self, network: Network, place: Place, work: Work[T], watch: Stopwatch) -> T:
-        """Decode, run ``network``, encode; in one turn of one thread where the work is quick and nobody else waits.
+        """Decode, run ``network``, encode; all in one turn of one thread where that keeps no other thread idle.
 
         Cancelled while it waits, it leaves the queue; while it runs, the run is stopped once nobody wants any of it.
         Raises whatever the run raises on this picture alone, and what decoding it raises.
         """
-        if work.quick and self._idle:
+        if work.quick and (self._idle or place.pixels <= network.lane_pixels):
             return await self._finished(network, place, work, True, watch)
         loop = asyncio.get_running_loop()
         with watch.time("decode"):
@@ -326,15 +363,16 @@ class Batcher:
         return not self._lines and (self._worker is None or self._worker.done())
 
     def close(self) -> None:
-        """Nothing is to settle any more."""
+        """Nothing is to run or to settle any more."""
         if self._settling:
             self._settling.cancel()
+        self._lane_threads.shutdown(cancel_futures=True)
 
     def _join(self, item: _Item) -> None:
         self._lines.setdefault(item.key, []).append(item)
         with _never_fatal():
             self._metrics.queue_depth.labels(item.network.name).inc()
-        self._arrival.set()
+        self._change.set()
         if self._settling:
             self._settling.cancel()
         if self._worker is None or self._worker.done():
@@ -343,8 +381,9 @@ class Batcher:
     def _leave(self, item: _Item) -> None:
         if item in self._lines.get(item.key, []):
             self._take(item)
-        elif self._run and all(other.result.cancelled() for other in self._batch):
-            self._run.stop()
+        for running in self._running:
+            if item in running.batch and all(other.result.cancelled() for other in running.batch):
+                running.run.stop()
 
     def _take(self, item: _Item) -> _Item:
         line = self._lines[item.key]
@@ -357,72 +396,109 @@ class Batcher:
 
     async def _work(self) -> None:
         """Lives while there is work; every item that it takes is resolved, whatever happens."""
-        while self._lines:
-            if batch := await self._next_batch():
-                await self._serve(batch)
+        while self._lines or self._in_lanes:
+            if not self._may_begin():
+                self._change.clear()
+                await self._change.wait()
+            elif batch := await self._next_batch():
+                await self._dispatch(batch)
         self._settling = asyncio.get_running_loop().call_later(IDLE_S, self._settle)
+
+    def _may_begin(self) -> bool:
+        """Whether the oldest item in line may: where lanes are taken, in one of them alone."""
+        if not self._in_lanes:
+            return True
+        return bool(self._lines) and len(self._in_lanes) < self._lanes and self._oldest.fits_lane
+
+    async def _dispatch(self, batch: list[_Item]) -> None:
+        """Begin in a lane where another runs in one, or could; else run on every thread, once the lanes are empty."""
+        fits = sum(item.place.pixels for item in batch) <= batch[0].network.lane_pixels
+        if fits and (self._in_lanes or any(line[0].fits_lane for line in self._lines.values())):
+            task = asyncio.create_task(self._serve(batch, lane=True))
+            self._in_lanes.add(task)
+            task.add_done_callback(self._lane_is_free)
+            return
+        if self._in_lanes:
+            await asyncio.wait(self._in_lanes)
+        await self._serve(batch, lane=False)
+
+    def _lane_is_free(self, task: asyncio.Task[None]) -> None:
+        self._in_lanes.discard(task)
+        self._change.set()
+
+    @property
+    def _oldest(self) -> _Item:
+        return min((line[0] for line in self._lines.values()), key=lambda item: item.arrived)
 
     async def _next_batch(self) -> list[_Item]:
         """The oldest item and those that may share its run; none where all have left."""
         while self._lines:
-            oldest = min((line[0] for line in self._lines.values()), key=lambda item: item.arrived)
+            oldest = self._oldest
             mates = self._mates(self._lines[oldest.key])
             left_s = oldest.arrived + self._max_wait_s - time.perf_counter()
             if left_s <= 0 or sum(item.place.pixels for item in mates) >= self._max_pixels:
                 return [self._take(item) for item in mates]
-            self._arrival.clear()
+            self._change.clear()
             try:
                 async with asyncio.timeout(left_s):
-                    await self._arrival.wait()
+                    await self._change.wait()
             except TimeoutError:
                 pass
         return []
 
     def _mates(self, line: list[_Item]) -> list[_Item]:
+        """What shares a run with the first in line: within the budget, and leaving as much to every other lane."""
         mates, pixels = line[:1], line[0].place.pixels
-        for item in line[1:]:
+        share = math.ceil(len(line) / self._lanes) if line[0].network.lane_pixels else len(line)
+        for item in line[1:share]:
             pixels += item.place.pixels
             if pixels > self._max_pixels:
                 break
             mates.append(item)
         return mates
 
-    async def _serve(self, batch: list[_Item]) -> None:
+    async def _serve(self, batch: list[_Item], lane: bool) -> None:
         """Run a batch; where that fails, each of its items alone, so that the one to blame fails alone."""
+        batch = [item for item in batch if not item.result.done()]
+        if not batch:
+            return
         try:
-            await self._run_batch(batch)
+            await self._run_batch(batch, lane)
         except Exception as error:
+            if len(batch) == 1:
+                if not batch[0].result.done():
+                    batch[0].result.set_exception(error)
+                return
             for item in batch:
-                if item.result.done():
-                    continue
-                if len(batch) == 1:
-                    item.result.set_exception(error)
-                else:
-                    await self._serve([item])
+                await self._serve([item], lane)
 
-    async def _run_batch(self, batch: list[_Item]) -> None:
+    async def _run_batch(self, batch: list[_Item], lane: bool) -> None:
         network = batch[0].network
         self._unsettled.add(network)
-        self._batch, self._run = batch, network.begin()
+        running = _Running(batch, network.begin(lane=lane))
         pixels = sum(item.place.pixels for item in batch)
         self._admission.occupy(self._admission.expected_s(network, pixels))
         for item in batch:
             item.start()
         loop = asyncio.get_running_loop()
+        self._running.append(running)
         try:
-            results, duration_s = await loop.run_in_executor(self._executor, _carried_out, self._run, batch)
+            threads = self._lane_threads if lane else self._executor
+            results, duration_s = await loop.run_in_executor(threads, _carried_out, running.run, batch)
         finally:
-            self._batch, self._run = [], None
-            self._admission.occupy(0.0)
+            self._running.remove(running)
+            if not self._running:
+                self._admission.occupy(0.0)
         for item, result in zip(batch, results, strict=True):
             if not item.result.done():
                 item.result.set_result(result)
         rows = sum(len(item.work.rows) for item in batch)
-        loop.call_soon(self._record, network, pixels, rows, duration_s)  # after the answers' next step
+        loop.call_soon(self._record, network, pixels, rows, duration_s, lane)  # after the answers' next step
 
-    def _record(self, network: Network, pixels: int, rows: int, duration_s: float) -> None:
+    def _record(self, network: Network, pixels: int, rows: int, duration_s: float, lane: bool) -> None:
         with _never_fatal():
-            self._admission.learn(network, pixels, duration_s)
+            # A full queue goes by as many at a time as there are lanes.
+            self._admission.learn(network, pixels, duration_s / self._lanes if lane else duration_s)
             self._metrics.batch_size.labels(network.name).observe(rows)
             self._metrics.inference_duration.labels(network.name, network.provider).observe(duration_s)
 
@@ -442,18 +518,15 @@ def _never_fatal() -> Iterator[None]:
         log.exception("a bug: a run could not be counted")
 
 
-def _carried_out(run: Run, batch: Sequence[_Item]) -> tuple[list[Any], float]:
+def _carried_out(run: Run, batch: Sequence[_Item]) -> tuple[list[object], float]:
     """The result of every item, and how long the run itself took in seconds."""
-    decoded = [item.work.decode() for item in batch]
-    for item in batch:
-        item.enter("infer")
+    decoded = [item.decode() for item in batch]
     started = time.perf_counter()
     outputs = run(*_stacked([image for image, _ in decoded], [item.work.rows for item in batch]))
     duration_s = time.perf_counter() - started
     results, first = [], 0
     for item, (_, encode) in zip(batch, decoded, strict=True):
-        item.enter("encode")
-        results.append(encode(outputs[first : first + len(item.work.rows)]))
+        results.append(item.encoded(encode, outputs[first : first + len(item.work.rows)]))
         first += len(item.work.rows)
     return results, duration_s
 

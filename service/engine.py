@@ -166,7 +166,7 @@ class Engine:
                 encoder.settle()
                 loaded.encoders.append(encoder)
                 return None
-            model = served(stored, self._provider, self._threads, self._gpu_mem_limit_bytes)
+            model = served(stored, self._provider, self._threads, self._gpu_mem_limit_bytes, lanes=True)
             model.warm()
             run_started = time.perf_counter()
             model.settle()

@@ -28,13 +28,16 @@ from service.models.strokes import sizes, with_strokes
 from service.models.style import Mix, Pixels, Rows, blend, rows_for
 from service.models.tiling import Observe, TiledNetwork
 
+LANE_PIXELS = 2**18  # a lane for each core, of as much memory as one whole picture on eight of them
 WHOLE_PIXELS = 2**21  # up to here a picture runs whole: tiles overlap, which costs a quarter more time
 
 
 class ServedModel:
     """A network with its session, its tiles where it has them, and its vectors."""
 
-    def __init__(self, stored: StoredModel, session: Session, tiled: TiledNetwork | None = None) -> None:
+    def __init__(
+        self, stored: StoredModel, session: Session, tiled: TiledNetwork | None = None, lane: Session | None = None
+    ) -> None:
         self.card = stored.card
         self.name = stored.card.name
         self.sha256 = stored.card.graph_sha256
@@ -46,6 +49,8 @@ class ServedModel:
         self.tiled = tiled
         self.warm = session.warm
         self._session = session
+        self._lane = lane  # the same network on one thread
+        self.lane_pixels = LANE_PIXELS if lane else 0
         self._vectors = stored.vectors
 
     def knowing(self, vectors: dict[str, Vector]) -> ServedModel:
@@ -77,13 +82,16 @@ class ServedModel:
         """What mixes may name."""
         return self.styles.keys() | self._vectors.keys() - {PHOTO}
 
-    def begin(self, stroke: float = 1.0) -> StoppableRun:
-        """A run, to be called once with (N, H, W, 3) and (N, D); with strokes so many times as large as its own."""
-        return StoppableRun(self._session, self.tiled, stroke)
+    def begin(self, stroke: float = 1.0, *, lane: bool = False) -> StoppableRun:
+        """A run, to be called once with (N, H, W, 3) and (N, D); with strokes so many times as large as its own. In a
+        ``lane``, up to ``lane_pixels``, it goes on one thread."""
+        return StoppableRun(self._lane if lane and self._lane else self._session, self.tiled, stroke)
 
     def settle(self) -> None:
         """One small run; the memory that large pictures took goes back to the system."""
         self._session.settle()
+        if self._lane:
+            self._lane.settle()
         if self.tiled:
             self.tiled.settle(self.provider)
 
@@ -110,14 +118,17 @@ def served(
     provider: ProviderChoice,
     threads: int,
     gpu_mem_limit_bytes: int | None = None,
+    lanes: bool = False,
 ) -> ServedModel:
-    """A stored model at work. Raises what ``Session`` does."""
+    """A stored model at work; small runs may go in ``lanes`` where it has several threads of a CPU. Raises what
+    ``Session`` does."""
 
     def open_graph(graph: bytes) -> OrtSession:
         return open_session(stored.card.label, graph, provider, threads, gpu_mem_limit_bytes)
 
     session = Session(stored, provider, threads, gpu_mem_limit_bytes)
-    return ServedModel(stored, session, TiledNetwork(stored, open_graph) if stored.card.tiling else None)
+    lane = Session(stored, provider, 1) if lanes and session.provider == "cpu" and threads > 1 else None
+    return ServedModel(stored, session, TiledNetwork(stored, open_graph) if stored.card.tiling else None, lane)
 
 
 @dataclass(frozen=True)
@@ -125,6 +136,7 @@ class _Variant:
     """A model that is run in a way of its own: a network of its own to whom it waits for."""
 
     model: ServedModel
+    lane_pixels = 0
 
     @property
     def name(self) -> str:
@@ -144,7 +156,7 @@ class Stroked(_Variant):
 
     stroke: float
 
-    def begin(self) -> StoppableRun:
+    def begin(self, *, lane: bool = False) -> StoppableRun:
         return self.model.begin(self.stroke)
 
 
@@ -155,7 +167,7 @@ class Moving(_Variant):
 
     frames: int
 
-    def begin(self) -> FilmRun:
+    def begin(self, *, lane: bool = False) -> FilmRun:
         return FilmRun(self.model, self.frames)
 
 

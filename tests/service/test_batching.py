@@ -12,7 +12,7 @@ import pytest
 from service.batching import Admission, Batcher, Latency, Margin, Work
 from service.errors import InvalidImage, Saturated
 from service.metrics import Metrics, Stopwatch
-from service.models.catalog import ServedModel
+from service.models.catalog import ServedModel, served
 from service.models.session import Session
 from service.models.store import ModelStore
 
@@ -26,6 +26,7 @@ class Network:
     """255 - x + the row's first number; each run lasts until it is let go or stopped."""
 
     provider = "cpu"
+    lane_pixels = 0
 
     def __init__(self, name: str = "toy", fails: Callable[[np.ndarray], bool] = lambda images: False) -> None:
         self.name = name
@@ -33,10 +34,12 @@ class Network:
         self.go = threading.Event()
         self.started = threading.Event()
         self.batches: list[int] = []
+        self.lanes: list[bool] = []
         self.running = self.most = self.settled = 0
         self.stopped = False
 
-    def begin(self) -> "Run":
+    def begin(self, *, lane: bool = False) -> "Run":
+        self.lanes.append(lane)
         return Run(self)
 
     def settle(self) -> None:
@@ -79,7 +82,7 @@ class Bench:
         self.metrics = Metrics()
         self.admission = Admission(max_waiting, self.metrics)
         run, codec = ThreadPoolExecutor(4, "run"), ThreadPoolExecutor(2, "codec")
-        self.batcher = Batcher(self.admission, run, codec, self.metrics, max_pixels, max_wait_ms)
+        self.batcher = Batcher(self.admission, run, codec, self.metrics, max_pixels, max_wait_ms, lanes=2)
         self.peak = 0
 
     async def submit(
@@ -347,6 +350,65 @@ def test_one_that_leaves_while_it_is_decoded_where_it_runs_is_never_run() -> Non
     assert network.most == 1
 
 
+def test_small_runs_go_beside_each_other_where_several_wait_and_one_alone_has_every_thread() -> None:
+    network, bench = Network(), Bench(max_pixels=0)
+    network.lane_pixels = 10
+
+    async def scene() -> None:
+        alone = bench.task(network)
+        assert await asyncio.to_thread(network.started.wait, PATIENCE_S)
+        waiting = [bench.task(network, value=value) for value in range(5)]
+        large = bench.task(network, shape=(5, 5))
+        after = bench.task(network, value=9)
+        await asyncio.sleep(0.05)
+        assert network.running == 1  # what has every thread has no company
+        network.go.set()
+        results = await asyncio.gather(*waiting)
+        assert [int(result.max()) for result in results] == [255, 254, 253, 252, 251]
+        await asyncio.gather(alone, large, after)
+
+    play(scene())
+    assert network.lanes == [False, True, True, True, True, True, False, False]
+    assert bench.admission.waiting_s == pytest.approx(0)
+
+
+def test_what_waits_is_shared_among_the_lanes() -> None:
+    network, bench = Network(), Bench(max_pixels=100)
+    network.lane_pixels = 100
+
+    async def scene() -> None:
+        first = await bench.occupied(network)
+        waiting = [bench.task(network) for _ in range(5)]
+        await asyncio.sleep(0)
+        network.go.set()
+        await asyncio.gather(first, *waiting)
+
+    play(scene())
+    assert network.batches == [1, 3, 1, 1]
+
+
+def test_one_that_leaves_a_lane_stops_its_own_run_alone() -> None:
+    network, bench = Network(), Bench(max_pixels=0)
+    network.lane_pixels = 10
+
+    async def scene() -> None:
+        first = await bench.occupied(network)
+        staying, leaving = bench.task(network, value=1), bench.task(network, value=2)
+        await asyncio.sleep(0)
+        first.cancel()  # stops it: the two begin, beside each other
+        while network.lanes != [False, True, True] or network.running != 2:
+            await asyncio.sleep(0.005)
+        leaving.cancel()
+        while network.running != 1:
+            await asyncio.sleep(0.005)
+        assert not staying.done()
+        network.go.set()
+        assert int((await staying).max()) == 254
+        assert (await bench.submit(network, value=3)).max() == 252
+
+    play(scene())
+
+
 def test_an_item_that_fails_fails_alone() -> None:
     network, bench = Network(fails=lambda images: bool((images == 7).any())), Bench()
 
@@ -484,9 +546,7 @@ def test_batches_of_the_shipped_network_have_the_very_bits_of_single_runs(size: 
         for count in range(1, 5):
             metrics = Metrics()
             admission = Admission(10**6, metrics)
-            batcher = Batcher(
-                admission, ThreadPoolExecutor(1), ThreadPoolExecutor(1), metrics, 10**6, max_wait_ms=600_000
-            )
+            batcher = Batcher(admission, ThreadPoolExecutor(1), ThreadPoolExecutor(1), metrics, 10**6, 600_000, lanes=2)
             batcher._max_pixels = sum(len(its) for its in rows[:count]) * size[0] * size[1]  # full: it waits no more
 
             async def submit(index: int, admission: Admission = admission, batcher: Batcher = batcher) -> np.ndarray:
@@ -499,3 +559,14 @@ def test_batches_of_the_shipped_network_have_the_very_bits_of_single_runs(size: 
             assert sample == sum(len(its) for its in rows[:count])
 
     play(scene())
+
+
+@pytest.mark.parametrize("size", [(64, 64), (257, 301), (512, 512)])
+@pytest.mark.parametrize("name", ["multistyle", "fast"])
+def test_a_run_in_a_lane_has_the_very_bits_of_one_on_every_thread(name: str, size: tuple[int, int]) -> None:
+    stored = ModelStore(MULTISTYLE.parents[1]).load(MULTISTYLE.parents[1] / name / "1")
+    model = served(stored, "cpu", 2, lanes=True)
+    assert model.lane_pixels >= size[0] * size[1]
+    image = np.random.default_rng(0).integers(0, 256, (1, *size, 3), np.uint8)
+    row = stored.vectors["kiss"][None]
+    assert np.array_equal(model.begin(lane=True)(image, row), model.begin()(image, row))

@@ -83,6 +83,25 @@ def test_500_requests_at_once_never_wait_above_the_bound(monkeypatch: pytest.Mon
     assert len(waiting) == statuses.count(200)
 
 
+def test_pictures_that_are_cut_short_fail_alone_among_others_of_their_size(service: Live) -> None:
+    good = request(SMALL)
+    bad = request(SMALL[: len(SMALL) * 3 // 4])
+
+    async def one(wire: bytes) -> int:
+        reader, writer = await asyncio.open_connection(*service.address)
+        writer.write(wire)
+        status, _, _ = await answer(reader)
+        writer.close()
+        return status
+
+    async def burst() -> list[int]:
+        async with asyncio.timeout(PATIENCE_S):
+            return await asyncio.gather(*(one(bad if number % 3 == 1 else good) for number in range(30)))
+
+    assert asyncio.run(burst()) == [400 if number % 3 == 1 else 200 for number in range(30)]
+    service.wait_for("stylize_in_flight", 0)
+
+
 def test_a_client_that_leaves_frees_its_place_and_stops_its_run(service: Live) -> None:
     expected = post(service, SMALL)
     runs = service.metric(RUNS)
