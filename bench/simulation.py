@@ -124,7 +124,7 @@ def validation(overload: str) -> list[str]:
         f"| simulated | {100 * simulated:.1f} % | {1000 * totals.quantile_s(0.5):.0f} | "
         f"{1000 * totals.quantile_s(0.99):.0f} | {totals.late} |",
         "",
-        "What differs is what the simulation leaves out: runs take as long as expected.",
+        "Runs take as long as expected, which real ones do not; what else differs is not known.",
     ]
 
 
