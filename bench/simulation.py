@@ -22,8 +22,7 @@ READY_S = 0.7  # measured: bench/results/…_service.md
 SEED = 1
 DAY_S, DAY_PEAK = 86_400.0, 30.0  # requests a second: a day of more is more requests than can be simulated in minutes
 BURST_S, BURST_PEAK, BURST = 900.0, 4500.0, 5.0  # the most for which a thousand replicas like this one are 60 % busy
-TARGETS = (0.1, 0.03, 0.01, 0.005)  # of the capacity in flight; a replica that is 60 % busy holds 0.009
-DRAWN = (0.1, Autoscaler.target)  # what the manifest said before, and what it says
+TARGETS = (0.1, Autoscaler.target)  # of the capacity in flight: what the manifest said before, and what it says
 MANY, MANY_REPLICAS, MANY_S = 100_000.0, 1000, 5.0
 
 
@@ -44,7 +43,7 @@ def simulation(results: Path, prefix: str, picture: Path) -> str:
     jobs = measured_jobs((results / f"{prefix}_redis.md").read_text())
     beside = validation(overload)
     scenes = {target: [_day(replica, target), _burst(replica, target)] for target in TARGETS}
-    plot([scene for target in DRAWN for scene in scenes[target]], picture)
+    plot([scene for pair in scenes.values() for scene in pair], picture)
     mix = ", ".join(f"{share:.0%} of {side} px" for side, share in zip(SIDES, SHARES, strict=True))
     lines = [
         "## Simulation",

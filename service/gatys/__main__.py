@@ -189,14 +189,17 @@ def _cell(photo: Path, painting: Path, preset: PresetName, limit: int, options: 
 
 
 def _compose(rows: Sequence[Sequence[Pixels]], titles: Sequence[str], side: int) -> Image.Image:
-    cell = side + GAP
-    sheet = Image.new("RGB", (cell * len(titles) + GAP, cell * len(rows) + GAP + LABEL), "white")
+    """Each row as high as its highest picture."""
+    pictures = [[ImageOps.contain(Image.fromarray(each), (side, side)) for each in row] for row in rows]
+    heights = [max(picture.height for picture in row) + GAP for row in pictures]
+    cell, top = side + GAP, LABEL + GAP
+    sheet = Image.new("RGB", (cell * len(titles) + GAP, top + sum(heights)), "white")
     draw = ImageDraw.Draw(sheet)
     for column, title in enumerate(titles):
         draw.text((GAP + column * cell, GAP), title, fill="black")
-        for line, row in enumerate(rows):
-            picture = ImageOps.contain(Image.fromarray(row[column]), (side, side))
-            sheet.paste(picture, (GAP + column * cell, LABEL + GAP + line * cell))
+    for line, row in enumerate(pictures):
+        for column, picture in enumerate(row):
+            sheet.paste(picture, (GAP + column * cell, top + sum(heights[:line])))
     return sheet
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from service.gatys.losses import Keras, Relative, grams_of
 from service.gatys.vgg import VGG
 
-EDGE = 1 / 512  # pixels start this far inside 0-1, where the sigmoid still has a slope
+EDGE = 1 / 64  # pixels start this far inside 0-1, where the sigmoid has a slope: at 1/512 what was black stayed black
 HISTORY = 20
 FIRST_STEP = 0.01  # mean change of what is optimised that the first line search begins with; where it is smooth:
 SMOOTH_FIRST_STEP = 0.03

@@ -59,8 +59,8 @@ class Cluster:
             **variables,
         }
 
-    def web(self, ready: bool = True) -> Service:
-        service = Service(self.store, self._folder / "data", ready, **self.variables)
+    def web(self, ready: bool = True, variables: Mapping[str, str] = NOTHING) -> Service:
+        service = Service(self.store, self._folder / "data", ready, **{**self.variables, **variables})
         self._stack.callback(service.stop)
         return service
 

@@ -14,6 +14,7 @@ from contextlib import AsyncExitStack, ExitStack, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ from service.jobs.supervisor import Crew
 from service.jobs.webhook import Webhooks
 from service.metrics import Metrics
 from service.settings import Settings
-from tests.jobs.broker import RabbitServer, RedisServer, rabbit, redis, redis_server
+from tests.jobs.broker import RabbitServer, RedisServer, free_port, rabbit, redis, redis_server
 from tests.jobs.conftest import PAINTING, PATIENCE_S, PHOTO, ROOT, wait_for
 from tests.jobs.machines import Cluster, cluster, stack
 from tests.jobs.test_queue import order
@@ -446,13 +447,17 @@ def _fill(path: Path) -> None:
 def test_hosts_whose_clocks_are_an_hour_apart_agree(cluster: Callable[..., Cluster]) -> None:
     machines = cluster(STYLIZE_RESULT_TTL_S="1800")
     web = machines.web()
-    fake = ["LD_PRELOAD=" + str(FAKETIME), "FAKETIME=+1h", "FAKETIME_DONT_FAKE_MONOTONIC=1"]
-    machines.worker("env", *fake)
-    done = web.wait(web.submit()["id"])
+    fake = {"LD_PRELOAD": str(FAKETIME), "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    late = machines.web(variables={**fake, "FAKETIME": "-1h"})
+    machines.worker(variables={**fake, "FAKETIME": "+1h"})
+    done = web.wait(late.submit()["id"])
+    assert late.job(done["id"]) == done
     times = [datetime.fromisoformat(done[name]) for name in ("created_at", "started_at", "finished_at", "expires_at")]
     assert times == sorted(times)
     assert times[2] - times[0] < timedelta(seconds=2 * PATIENCE_S)
-    assert web.http.get(f"/jobs/{done['id']}/result").status_code == 200
+    for each in (web, late):
+        assert each.http.get(f"/jobs/{done['id']}/result").status_code == 200
+        assert each.http.get("/readyz").json()["troubles"] == []
 
 
 def test_a_job_that_takes_too_long_fails(cluster: Callable[..., Cluster]) -> None:
@@ -478,6 +483,26 @@ def test_amqp_brings_the_tickets_and_redis_keeps_the_state(
     rabbit.start()
     for id in (*ids, late):
         web.wait(id)
+
+
+def test_a_broker_that_refuses_or_is_none_is_told_of(
+    cluster: Callable[..., Cluster], rabbit: RabbitServer, redis: RedisServer
+) -> None:
+    right = urlsplit(rabbit.url)
+    nobody = free_port()
+    for wrong, said in (
+        (f"amqp://guest:hush@127.0.0.1:{right.port}//", "ACCESS_REFUSED"),
+        (f"amqp://guest:guest@127.0.0.1:{right.port}/nowhere", "nowhere"),
+        (f"amqp://127.0.0.1:{nobody}//", "refused"),
+        (f"amqp://127.0.0.1:{redis.port}//", "broker"),
+    ):
+        web = cluster(wrong, STYLIZE_JOBS_STATE_URL=redis.url).web(ready=False)
+        wait_for(lambda said=said, web=web: said in web.http.get("/readyz").json().get("detail", ""))  # type: ignore[misc]
+        assert "hush" not in web.http.get("/readyz").text
+        refused = web.http.post("/gatys", files={"image": PHOTO, "style_image": PAINTING})
+        assert (refused.status_code, refused.json()["code"]) == (503, "not_ready")
+        web.stop()
+    assert redis.client.hget("{stylize}:counts", "queued") is None
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from service.gatys.losses import GATYS_STYLE_LAYERS, Gatys2015, Keras, grams_of
-from service.gatys.optimize import Diverged, Evaluation, Objective, optimize
+from service.gatys.optimize import EDGE, Diverged, Evaluation, Objective, optimize
 from service.gatys.run import Checkpoint, Pixels, Progress, load_vgg, paint, stages
 from service.gatys.vgg import CONVOLUTIONS, VGG, NetworkName
 from service.jobs.parameters import Pooling, PresetName
@@ -169,7 +169,7 @@ def test_smoothing_changes_what_lbfgs_counts_in_and_not_the_picture(vgg: VGG, mo
         monkeypatch.setattr("service.gatys.optimize.SMOOTHNESS", smoothness)
         optimize(objective, start, evaluations=6, observe=seen.setdefault(smoothness, []).append)
     plain, smooth = seen.values()
-    torch.testing.assert_close(smooth[0].shown, start.clamp(1 / 512, 1 - 1 / 512), atol=1e-4, rtol=0)
+    torch.testing.assert_close(smooth[0].shown, start.clamp(EDGE, 1 - EDGE), atol=1e-4, rtol=0)
     moved = [evaluations[-1].shown - start for evaluations in (plain, smooth)]
     coarse, fine = (F.avg_pool2d(each, 8).square().mean() / each.square().mean() for each in reversed(moved))
     assert coarse > 1.5 * fine

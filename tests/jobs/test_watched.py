@@ -11,12 +11,12 @@ from pathlib import Path
 
 import httpx2 as httpx
 
-from tests.jobs.broker import RedisServer, free_port, redis, redis_server
+from tests.jobs.broker import RabbitServer, RedisServer, free_port, rabbit, redis, redis_server
 from tests.jobs.conftest import PATIENCE_S, wait_for
 from tests.jobs.machines import Cluster, Worker, cluster, stack
 from tests.service.live import sample
 
-__all__ = ["cluster", "redis", "redis_server", "stack"]
+__all__ = ["cluster", "rabbit", "redis", "redis_server", "stack"]
 LONG = {"iterations": 5000, "preset": "keras"}
 
 
@@ -178,3 +178,12 @@ def test_without_a_port_a_worker_listens_nowhere(cluster: Callable[..., Cluster]
     worker = machines.worker()
     web.wait(web.submit()["id"])
     assert not listens(worker.pid)
+
+
+def test_a_worker_that_its_broker_refuses_ends_and_says_so(
+    cluster: Callable[..., Cluster], rabbit: RabbitServer, redis: RedisServer
+) -> None:
+    machines = cluster(rabbit.url.replace("guest:guest", "guest:hush"), STYLIZE_JOBS_STATE_URL=redis.url)
+    assert machines.worker().process.wait(PATIENCE_S) == 1
+    assert "ACCESS_REFUSED" in machines.log()
+    assert "hush" not in machines.log()

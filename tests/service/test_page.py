@@ -371,7 +371,8 @@ def test_the_network_is_taught_a_painting_which_stays_until_it_is_deleted(
         page.get_by_role("button", name="Teach the network").click()
         expect(page.locator("#own-status")).to_contain_text("bottom of the page", timeout=PATIENCE_MS)
         expect(page.locator(".job .title")).to_have_text("Morning Coffee: a style of your own")
-        expect(page.locator(".job .state")).to_have_text("Finished.", timeout=PATIENCE_MS)
+        expect(page.locator(".job .result")).to_have_attribute("src", re.compile("^data:"))  # the painting, at first
+        expect(page.locator(".job .state")).to_have_text("Finished.", timeout=3 * PATIENCE_MS)  # it is niced
         said(page, re.compile("^Morning Coffee · "))  # in the place of its painting
         assert httpx.get(f"{service.url}/styles/morning_coffee").json()["own"]
         assert complaints(page) == []

@@ -38,8 +38,8 @@ class Dispatch(Supervisor):
 
     @property
     def reasons(self) -> Sequence[str]:
-        """A queue that was never reached: nobody should be sent to a process with a wrong URL. One that is lost later
-        is a trouble, and no reason to make no pictures any more."""
+        """A queue or a broker that was never reached: nobody should be sent to a process with a wrong URL. One that is
+        lost later is a trouble, and no reason to make no pictures any more."""
         return () if self._opened else self._troubles
 
     @property
@@ -91,8 +91,8 @@ class Dispatch(Supervisor):
     async def _round(self) -> None:
         queue = self._distributed
         await asyncio.to_thread(queue.open)  # again and again: the store may be another one now, the volume away
-        self._opened = True
         await asyncio.to_thread(queue.sweep)
+        self._opened = True
         await self._account_for(queue)
         if self._webhooks:
             self._webhooks.wake()

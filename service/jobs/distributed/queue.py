@@ -187,8 +187,9 @@ class DistributedQueue:
         self._give_up_leases()
         for job_id in self._call("untidy"):
             self._tidy(job_id)
-        if self._tickets and (queued := self.counts()["queued"]):
-            self._issue(max(0, queued - self._tickets.waiting()))
+        if self._tickets:
+            queued = self.counts()["queued"]
+            self._issue(max(0, queued - self._tickets.waiting()))  # asked in any case: a broker is missed in good time
 
     def ended(self) -> Ended:
         """Each end that no worker counts is told of once, to one process."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from amqp.exceptions import AMQPError
 from celery import Celery
 from kombu.exceptions import ChannelError, OperationalError
 
@@ -10,6 +11,7 @@ from service.errors import NotReady, Translation, translating
 QUEUE = "stylize"
 TASK = "stylize.work"
 AWAY_S = 5.0
+MISSING = "404"  # of AMQP, and of what imitates it as a string: there is no such queue
 
 
 def celery_app(broker_url: str) -> Celery:
@@ -46,7 +48,9 @@ class Tickets:
         with translating(AWAY), self._app.connection_for_write() as connection:
             try:
                 return int(connection.default_channel.queue_declare(QUEUE, passive=True).message_count)
-            except ChannelError:
+            except ChannelError as error:
+                if str(error.reply_code) != MISSING:
+                    raise
                 return 0  # nobody ever issued one
 
     def close(self) -> None:
@@ -57,4 +61,4 @@ def _away(error: Exception) -> Exception:
     return NotReady([f"the jobs' broker cannot be reached: {error}"], AWAY_S)
 
 
-AWAY: Translation = {OperationalError: _away, OSError: _away}
+AWAY: Translation = {OperationalError: _away, AMQPError: _away, OSError: _away}
