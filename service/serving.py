@@ -12,8 +12,9 @@ import functools
 import logging
 import signal
 import socket
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 
+import httptools
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn._types import ASGI3Application
@@ -133,6 +134,7 @@ class Connection(HttpToolsProtocol):
     _unread_bytes = 0  # came since the parser last found a head or a piece of a body
     _running: RequestResponseCycle | None = None
     _refusal: bytes | None = None
+    _again = b""  # the head of a request that is to be read again
     _waiting: asyncio.TimerHandle | None = None
     _sending: asyncio.TimerHandle | None = None
 
@@ -159,18 +161,35 @@ class Connection(HttpToolsProtocol):
         while data and not self._refusal and not self.transport.is_closing():
             piece = data[: MAX_HEAD_BYTES - self._unread_bytes] if self._in_head else data
             self._unread_bytes += len(piece)
-            super().data_received(piece)
+            self._feed(piece)
             if self._unread_bytes >= MAX_HEAD_BYTES:
                 self._refuse(400)
             data = data[len(piece) :]
         self._watch_head()
+
+    def _feed(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as offer:  # where the head ends: the parser would not read the body
+            again, self._again = self._again, b""
+            self.parser = httptools.HttpRequestParser(self)  # this one reads no more after a "Connection: close"
+            self._feed(again + data[offer.args[0] :])
+        except httptools.HttpParserError:
+            self._refuse(400)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._begun = True
 
     def on_headers_complete(self) -> None:
-        """Raises ValueError, hence 400, where the request does not say one host (RFC 9112, 3.2)."""
+        """An offer of another protocol is passed over (RFC 9110, 7.8): its request is read again without it.
+
+        Raises ValueError, hence 400, where the request does not say one host (RFC 9112, 3.2).
+        """
+        if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
+            self._again = _without_upgrade(self.parser.get_method(), self.url, self.headers)
+            return
         hosts = sum(name == b"host" for name, _ in self.headers)
         if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):
             raise ValueError("one Host is required")
@@ -183,12 +202,11 @@ class Connection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self._again:
+            return
         self._in_head, self._begun = True, False
         self._unread_bytes = 0
         super().on_message_complete()
-
-    def send_400_response(self, msg: str) -> None:
-        self._refuse(400)
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -238,6 +256,17 @@ class Connection(HttpToolsProtocol):
     def _not_taken(self) -> None:
         log.info("a client did not take its answer within %g s: its connection is cut", self.config.send_timeout_s)
         self.transport.abort()
+
+
+def _without_upgrade(method: bytes, url: bytes, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+    """A head without its Upgrade."""
+    lines = [method + b" " + url + b" HTTP/1.1"]
+    for name, value in headers:
+        if name == b"connection":
+            value = b",".join(token for token in value.split(b",") if token.strip().lower() != b"upgrade")
+        if name != b"upgrade":
+            lines.append(name + b": " + value)
+    return b"\r\n".join([*lines, b"", b""])
 
 
 def _has_not_asked(connection: object) -> bool:

@@ -140,6 +140,17 @@ def test_requests_sent_ahead_are_answered_in_their_order_and_garbage_after_them(
         assert statuses == [b"200", b"404", b"200", b"400"]
 
 
+def test_an_offer_of_another_protocol_is_passed_over(service: Live) -> None:
+    offer = b" HTTP/1.1\r\nConnection: close, Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
+    for sent in (request(PNG, "style=red"), b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"):
+        with connect(service) as connection:
+            for byte in range(0, len(whole := sent.replace(b" HTTP/1.1\r\n", offer)), 50):
+                connection.sendall(whole[byte : byte + 50])
+            answer = rest(connection)
+            assert answer.startswith(b"HTTP/1.1 200 ")
+            assert answer.count(b"HTTP/1.1") == 1
+
+
 def test_trailers_without_end_are_cut(service: Live) -> None:
     with connect(service) as connection:
         connection.sendall(b"POST /stylize?style=red HTTP/1.1\r\n" + CHUNKED + b"4\r\nabcd\r\n0\r\na: ")
