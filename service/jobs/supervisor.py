@@ -337,7 +337,7 @@ class _Worker:
         try:
             self._process.stdin.write(f"{lease.job_id} {lease.attempt}\n".encode())
             await self._process.stdin.drain()
-        except (BrokenPipeError, ConnectionResetError):
+        except (BrokenPipeError, ConnectionResetError, RuntimeError):  # the last is uvloop's, of a pipe that is closed
             return False
         while line := await self._line():
             if line == "done":
