@@ -76,10 +76,11 @@ def _draw(
     """``found``: by whom they were painted, a row a photo, which comes first."""
     rows = []
     for column, painting in enumerate(tqdm(paintings, desc="Gatys")):
+        shown = to_image(load_picture(painting.path, short_side=SHOWN_SIDE))
         for row, photo in enumerate(photos):
             made = [pictures[row][1 + column] for pictures in found.values()]
             made.append(to_image(evaluator.optimised(painting, photo)))
-            rows.append([to_image(load_picture(painting.path, short_side=SHOWN_SIDE)), *map(_small, made)])
+            rows.append([shown, *map(_small, made)])
     contact_sheet(sheet, ["painting", *found, "Gatys' optimisation"], rows)
 
 

@@ -57,11 +57,11 @@ class Running:
 
     def resident_mb(self) -> float:
         """Resident memory now, of all its processes."""
-        return sum(_status_kb(pid, "VmRSS") for pid in _tree(self.pid)) / 1000
+        return sum(status_kb(pid, "VmRSS") for pid in _tree(self.pid)) / 1000
 
     def peak_mb(self) -> float:
         """The most resident memory that each of its processes ever had, added up."""
-        return sum(_status_kb(pid, "VmHWM") for pid in _tree(self.pid)) / 1000
+        return sum(status_kb(pid, "VmHWM") for pid in _tree(self.pid)) / 1000
 
 
 @contextmanager
@@ -125,7 +125,7 @@ def _stat(pid: int) -> list[str]:
         return []
 
 
-def _status_kb(pid: int, name: str) -> float:
+def status_kb(pid: int, name: str) -> float:
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:

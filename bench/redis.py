@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from redis import Redis
@@ -21,7 +21,7 @@ from service.jobs.distributed.queue import DistributedQueue, Place
 from service.jobs.distributed.tickets import QUEUE, celery_app
 from service.jobs.distributed.worker import BEAT_S
 from service.jobs.job import Lease, Limits, Loss, Order
-from service.jobs.parameters import PRESETS, Parameters
+from service.jobs.parameters import Parameters
 from service.jobs.worker import CHECKPOINT_S, REPORT_S
 
 JOBS = 40
@@ -113,23 +113,8 @@ def _take_ticket(url: str) -> None:
 
 
 def _order(index: int, iterations: int) -> Order:
-    preset = PRESETS["fast"]
-    parameters = Parameters(
-        preset="fast",
-        style={"painting": 1.0},
-        content_weight=preset.content_weight,
-        style_weight=preset.style_weight,
-        tv_weight=preset.tv_weight,
-        init=preset.init,
-        optimizer=preset.optimizer,
-        iterations=iterations,
-        network="vgg16",
-        max_side=512,
-        preserve_color="none",
-        format="jpeg",
-        quality=90,
-        seed=index,
-    )
+    asked = Parameters.of("fast", {"painting": 1.0}, seed=index)
+    parameters = replace(asked, iterations=iterations, format="jpeg")
     return Order(client=f"client {index % 7}", parameters=parameters, files={"photo": FILE, "painting-0": FILE})
 
 

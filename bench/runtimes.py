@@ -4,6 +4,7 @@ is a process that weighs one of them."""
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from bench.processes import status_kb
 from bench.work import PHOTO, SETTINGS, medians_ms, shipped
 from service.models.openvino import OpenVinoSession
 from service.models.session import cpu_quota, open_session
@@ -122,13 +124,8 @@ def _weigh(name: str) -> Weight:
             session.run(None, feed)
             found.append(1000 * (time.perf_counter() - begun))
     first_ms, again_ms = map(statistics.median, times)
-    return Weight(load_s, first_ms, again_ms, peak_mb())
-
-
-def peak_mb() -> float:
-    """The most resident memory that this process ever had; getrusage would count its parent's, from before the exec."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(float(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1000
+    # not getrusage, which counts this process' parent, from before the exec
+    return Weight(load_s, first_ms, again_ms, status_kb(os.getpid(), "VmHWM") / 1000)
 
 
 def _installed_mb(name: str) -> float:

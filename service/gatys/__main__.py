@@ -107,7 +107,7 @@ class _Judge:
 
 def _bench(options: argparse.Namespace) -> list[Row]:
     photo, painting = (_pixels(path, options.side) for path in (options.photo, options.painting))
-    fp32 = _vgg(options.store, "best", options.seed)
+    fp32 = _vgg(options.store, _parameters("best", options))
     content, style = (torch.from_numpy(picture).permute(2, 0, 1)[None] / 255 for picture in (photo, painting))
     with torch.no_grad():
         targets = grams_of(fp32(style, GATYS_STYLE_LAYERS), GATYS_STYLE_LAYERS)
@@ -121,9 +121,10 @@ def _bench(options: argparse.Namespace) -> list[Row]:
         optimize(objective, start, evaluations=evaluations, bounds="none", observe=judge.see)
         rows.append(judge.row)
     for name in options.presets:
-        vgg = _vgg(options.store, name, options.seed)
+        parameters = _parameters(name, options)
+        vgg = _vgg(options.store, parameters)
         judge = _Judge(objective, f"{name}, {str(vgg.dtype).removeprefix('torch.')}")
-        paint(vgg, photo, [(painting, 1.0)], _parameters(name, options), observe=judge.see)
+        paint(vgg, photo, [(painting, 1.0)], parameters, observe=judge.see)
         rows.append(judge.row)
     return rows
 
@@ -158,30 +159,28 @@ def _limit(text: str) -> tuple[str, int]:
 
 def _sheet(options: argparse.Namespace) -> None:
     """A row for each photo and painting, the two first, then the presets; written once everything is painted."""
-    limits = {name: min(dict(options.limit).get(name, 10**9), PRESETS[name].iterations) for name in options.presets}
+    asked = [_parameters(name, options, dict(options.limit).get(name)) for name in options.presets]
     rows = []
     for photo in options.photos:
         for painting in options.paintings:
-            painted = [_cell(photo, painting, name, limits[name], options) for name in options.presets]
+            painted = [_cell(photo, painting, parameters, options) for parameters in asked]
             rows.append([_pixels(photo, options.side), _pixels(painting, options.side), *painted])
     precision = ", bf16" if options.bf16 else ""
-    titles = [f"{name}, at most {limits[name]}{precision}" for name in options.presets]
+    titles = [f"{parameters.preset}, at most {parameters.iterations}{precision}" for parameters in asked]
     _compose(rows, ["photo", "painting", *titles], options.side).save(
         options.file, quality=options.quality, optimize=True, progressive=True
     )
 
 
-def _cell(photo: Path, painting: Path, preset: PresetName, limit: int, options: argparse.Namespace) -> Pixels:
+def _cell(photo: Path, painting: Path, parameters: Parameters, options: argparse.Namespace) -> Pixels:
     """Painted now, or taken from the folder of cells."""
-    name = f"{photo.stem}_{painting.stem}_{preset}_{limit}_{options.side}{'_bf16' if options.bf16 else ''}.png"
-    kept = options.cells and options.cells / name
+    work = f"{photo.stem}_{painting.stem}_{parameters.preset}_{parameters.iterations}_{options.side}"
+    kept = options.cells and options.cells / f"{work}{'_bf16' if options.bf16 else ''}.png"
     if kept and kept.exists():
         return _pixels(kept, options.side)
-    vgg = _vgg(options.store, preset, options.seed, "bf16" if options.bf16 else None)
-    parameters = _parameters(preset, options)
-    parameters = replace(parameters, iterations=min(limit, parameters.iterations))
+    vgg = _vgg(options.store, parameters, "bf16" if options.bf16 else None)
     painted = paint(vgg, _pixels(photo, options.side), [(_pixels(painting, options.side), 1.0)], parameters)
-    print(f"{photo.stem} x {painting.stem} x {preset}", file=sys.stderr)
+    print(f"{photo.stem} x {painting.stem} x {parameters.preset}", file=sys.stderr)
     if kept:
         kept.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(painted).save(kept)
@@ -203,39 +202,19 @@ def _compose(rows: Sequence[Sequence[Pixels]], titles: Sequence[str], side: int)
     return sheet
 
 
-def _vgg(store: Path, preset: PresetName, seed: int, precision: Precision | None = None) -> VGG:
+def _vgg(store: Path, chosen: Parameters, precision: Precision | None = None) -> VGG:
     """As the preset has it, but for a `precision` of one's own."""
-    chosen = _defaults(preset, seed)
     weights = feature_weights(store, chosen.network)
     if weights is None:
         raise SystemExit(f"{store} has no weights of {chosen.network}: python -m export fetch {chosen.network}")
     return load_vgg(weights, chosen.network, chosen.defaults.pooling, precision or chosen.defaults.precision)
 
 
-def _parameters(preset: PresetName, options: argparse.Namespace) -> Parameters:
-    chosen = _defaults(preset, options.seed)
-    most = options.iterations or chosen.iterations
-    return replace(chosen, iterations=min(most, chosen.iterations), max_side=options.side)
-
-
-def _defaults(name: PresetName, seed: int) -> Parameters:
-    preset = PRESETS[name]
-    return Parameters(
-        preset=name,
-        style={"painting": 1.0},
-        content_weight=preset.content_weight,
-        style_weight=preset.style_weight,
-        tv_weight=preset.tv_weight,
-        init=preset.init,
-        optimizer=preset.optimizer,
-        iterations=preset.iterations,
-        network="vgg16",
-        max_side=512,
-        preserve_color="none",
-        format="png",
-        quality=90,
-        seed=seed,
-    )
+def _parameters(preset: PresetName, options: argparse.Namespace, limit: int | None = None) -> Parameters:
+    """The preset's, with at most `limit` evaluations, and at most those that the command line allows to all."""
+    chosen = Parameters.of(preset, {"painting": 1.0}, seed=options.seed)
+    most = min(each for each in (chosen.iterations, options.iterations, limit) if each)
+    return replace(chosen, iterations=most, max_side=options.side)
 
 
 def _pixels(path: Path, side: int) -> Pixels:

@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -108,6 +108,27 @@ class Parameters(_Applied):
     quality: int
     seed: int
     start_model: str | None = None
+
+    @classmethod
+    def of(cls, preset: PresetName, style: Mapping[str, float], seed: int) -> Self:
+        """What a preset does where no field says otherwise: on VGG16, at 512 px, as PNG."""
+        defaults = PRESETS[preset]
+        return cls(
+            preset=preset,
+            style=style,
+            content_weight=defaults.content_weight,
+            style_weight=defaults.style_weight,
+            tv_weight=defaults.tv_weight,
+            init=defaults.init,
+            optimizer=defaults.optimizer,
+            iterations=defaults.iterations,
+            network="vgg16",
+            max_side=512,
+            preserve_color="none",
+            format="png",
+            quality=90,
+            seed=seed,
+        )
 
     @property
     def defaults(self) -> Preset:

@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from safetensors.torch import save
 
 from service.gatys.vgg import VGG, NetworkName
-from service.jobs.parameters import PRESETS, Parameters, Pooling, PresetName
+from service.jobs.parameters import Parameters, Pooling, PresetName
 from tests.service.live import sample, start
 from tests.service.pictures import encoded, gradient
 from tests.service.toy import write_store
@@ -40,24 +41,8 @@ def random_vgg(network: NetworkName = "vgg16", pooling: Pooling = "max") -> VGG:
 
 
 def parameters(preset: PresetName = "balanced", **changes: object) -> Parameters:
-    chosen = PRESETS[preset]
-    defaults: dict[str, Any] = {
-        "preset": preset,
-        "style": {"style_image": 1.0},
-        "content_weight": chosen.content_weight,
-        "style_weight": chosen.style_weight,
-        "tv_weight": chosen.tv_weight,
-        "init": chosen.init,
-        "optimizer": chosen.optimizer,
-        "iterations": chosen.iterations,
-        "network": "vgg16",
-        "max_side": 512,
-        "preserve_color": "none",
-        "format": "png",
-        "quality": 90,
-        "seed": 1,
-    }
-    return Parameters(**defaults | changes)
+    chosen: Parameters = replace(Parameters.of(preset, {"style_image": 1.0}, seed=1), **changes)  # type: ignore[arg-type]
+    return chosen
 
 
 @pytest.fixture(scope="session")
