@@ -17,7 +17,8 @@ from bench.rival import rival_of_any_painting
 from bench.work import SETTINGS, medians_ms
 from export.__main__ import JUDGED_PHOTOS, OPTIMA, VGG_WEIGHTS
 from export.data import Painting, unknown_painting
-from export.evaluate import MAX_PIXELS, Evaluator, Stylize, at_work, edge_similarity, encoder_stylizer
+from export.evaluate import MAX_PIXELS, Evaluator, Stylize, at_work, encoder_stylizer
+from service.gatys.losses import edge_similarities
 from service.gatys.pictures import to_tensor
 from service.models.encoder import Encoder
 from service.models.session import Session
@@ -102,7 +103,7 @@ def _name(maker: Maker) -> str:
 
 def _judged(evaluator: Evaluator, stylize: Stylize, painting: Painting, photo: np.ndarray) -> Judged:
     picture = to_tensor(stylize(photo, painting.name))
-    return Judged(evaluator.held_out(painting)(picture), edge_similarity(picture, to_tensor(photo)))
+    return Judged(evaluator.held_out(painting)(picture), float(edge_similarities(picture, to_tensor(photo))))
 
 
 def _pixels(path: Path, side: int) -> np.ndarray:

@@ -26,7 +26,7 @@ JUDGED_PHOTOS = tuple(
 )
 SHEET_PHOTOS = (PHOTOS / "neuschwanstein.jpg", PHOTOS / "kingfisher.jpg")
 NETWORKS: dict[str, dict[str, Any]] = {
-    "multistyle": {},
+    "multistyle": {"end_kernel": 5, "deep_width": 128, "deep_blocks": 3},
     "classic": {"widths": (32, 64, 128)},
     "fast": {"widths": (16, 32), "end_kernel": 5, "shuffle": 2},
 }
@@ -119,7 +119,7 @@ def _train_encoder(options: argparse.Namespace) -> None:
     config = EncoderConfig(seed=options.seed, held_out=options.held_out, held_out_prefix=options.held_out_prefix)
     names = ("steps", "small_steps", "small_side", "side", "painting_side", "batch", "learning_rate", "hidden", "rank")
     given = {key: getattr(options, key) for key in names if getattr(options, key) is not None}
-    weights = dataclasses.replace(config.weights, content=options.content_weight)
+    weights = dataclasses.replace(config.weights, content=options.content_weight, edges=options.edges_weight)
     trainer = EncoderTrainer(
         dataclasses.replace(config, weights=weights, **given),
         options.model,
@@ -249,7 +249,10 @@ def _device(name: str) -> str:
     import torch
 
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda"):
+        torch.backends.cudnn.benchmark = True  # a run has few shapes
+        torch.set_float32_matmul_precision("high")
     return name
 
 
@@ -326,6 +329,7 @@ def _parser() -> argparse.ArgumentParser:
     ):
         train_encoder.add_argument(f"--{option}", type=kind, help="see EncoderConfig in export/encoder.py")
     train_encoder.add_argument("--content-weight", type=float, default=1.0, help="of structure, where style has 10")
+    train_encoder.add_argument("--edges-weight", type=float, default=0.0, help="of 1 - SSIM of edges, beside these")
     train_encoder.add_argument(
         "--start-from", type=Path, help="begin with another encoder: a run's folder, or a published one's"
     )

@@ -5,11 +5,14 @@ Nothing here remembers how far it came, so a resumed run sees exactly the crops 
 
 from __future__ import annotations
 
+import os
 import tomllib
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -18,6 +21,8 @@ from torch import Tensor
 from service.gatys.pictures import read_picture, square_crop, to_tensor
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+Item = TypeVar("Item")
+Read = TypeVar("Read")
 CROPPED = (0.7, 1.7)  # side of what is cut out over the crop's: enlarged, a photo is as smooth as one of more pixels
 
 
@@ -87,12 +92,19 @@ class Photos:
         crops = [square_crop(read_picture(path), side, CROPPED, rng, Image.Resampling.BICUBIC) for path in chosen]
         return to_tensor(np.stack(crops))
 
-    def batches(self, steps: Sequence[tuple[int, int, int]]) -> Iterator[Tensor]:
-        """The crops of many (step, count, side), each read in the background while the one before is in use."""
-        with ThreadPoolExecutor(1) as reader:
-            futures = [reader.submit(self.batch, *steps[0])] if steps else []
-            for following in steps[1:]:
-                futures.append(reader.submit(self.batch, *following))
-                yield futures.pop(0).result()
-            if futures:
-                yield futures.pop().result()
+    def batches(self, crops: Sequence[tuple[int, int, int]]) -> Iterator[Tensor]:
+        """The crops of many (step, count, side), read ahead."""
+        return ahead(lambda crop: self.batch(*crop), crops)
+
+
+def ahead(read: Callable[[Item], Read], items: Sequence[Item]) -> Iterator[Read]:
+    """`read` of every item, in order, by all but two of the cores in the background while those before are in use."""
+    readers = max(1, (os.cpu_count() or 1) - 2)
+    with ThreadPoolExecutor(readers) as pool:
+        reading: deque[Future[Read]] = deque()
+        for item in items:
+            reading.append(pool.submit(read, item))
+            if len(reading) > readers:
+                yield reading.popleft().result()
+        while reading:
+            yield reading.popleft().result()

@@ -24,7 +24,7 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before the import: the Linux wheels
 import onnxruntime  # type: ignore[import-untyped]
 
 from export.corpus import Corpus
-from export.data import load_picture
+from export.data import ahead, load_picture
 from export.networks.style_encoder import StyleEncoder, padded, statistics
 from export.publish import GRAPH, PIXELS, checksums, now, staged, write_card
 from export.sheet import contact_sheet, stylise, to_image
@@ -114,15 +114,22 @@ class EncoderTrainer(Trainer):
         if self.checkpoint_path.exists() or self.config.started_from:  # which have the encoder's unit
             return
         steps = -(-min(NORMALISED_BY, len(self.corpus.trained)) // self.config.batch)
-        self.network.encoder.normalise_by(torch.cat([self._styles(step)[0] for step in range(steps)]))
+        read = ahead(self._paintings, range(steps))
+        self.network.encoder.normalise_by(torch.cat([self._styles(paintings)[0] for paintings in read]))
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         return [{"params": list(self.network.encoder.parameters()), "ratio": 1.0}]
 
-    def _styles(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        paintings = self.corpus.batch(step, self.config.batch, self.config.painting_side)
+    def _read(self, step: int) -> tuple[Tensor, ...]:
+        return *super()._read(step), self._paintings(step)
+
+    def _paintings(self, step: int) -> Tensor:
+        return self._to_device(self.corpus.batch(step, self.config.batch, self.config.painting_side))
+
+    def _styles(self, *pictures: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        (paintings,) = pictures
         with torch.no_grad():
-            features = self.vgg(paintings.to(self.device), TRAINING_STYLE_LAYERS)
+            features = self.vgg(paintings, TRAINING_STYLE_LAYERS)
         return statistics(features), grams_of(features, TRAINING_STYLE_LAYERS)
 
     def _finish(self) -> None:

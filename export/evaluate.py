@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -29,7 +28,9 @@ from service.gatys.losses import (
     GATYS_STYLE_LAYERS,
     TRAINING_CONTENT_LAYER,
     TRAINING_STYLE_LAYERS,
+    edge_similarities,
     grams_of,
+    luminance_of,
     style_losses,
 )
 from service.gatys.optimize import Losses, Objective, optimize
@@ -102,7 +103,7 @@ class Evaluator:
                         objective.losses(picture),
                         held_out(picture),
                         optimum,
-                        edge_similarity(picture, photo),
+                        float(edge_similarities(picture, photo)),
                         checkerboard(picture),
                     )
                 )
@@ -191,24 +192,9 @@ def at_work(store: ModelStore, stored: StoredModel) -> tuple[Encoder, Session]:
     raise ValueError(f"{encoder.card.label} makes vectors for a {encoder.model} that is not in the store")
 
 
-def edge_similarity(picture: Tensor, photo: Tensor) -> float:
-    """SSIM (Wang 2004, 11 px Gaussian) of the Sobel edges of the luminances; 1 where every edge is kept."""
-    a, b = _edges(picture), _edges(photo)
-    mean_a, mean_b = _blur(a), _blur(b)
-    variance_a, variance_b = _blur(a * a) - mean_a**2, _blur(b * b) - mean_b**2
-    covariance = _blur(a * b) - mean_a * mean_b
-    c1, c2 = 0.01**2, 0.03**2
-    ssim = (
-        (2 * mean_a * mean_b + c1)
-        * (2 * covariance + c2)
-        / ((mean_a**2 + mean_b**2 + c1) * (variance_a + variance_b + c2))
-    )
-    return float(ssim.mean())
-
-
 def checkerboard(picture: Tensor) -> float:
     """Power of the luminance's spectrum at a period of 2 px over that at 2.1-2.4 px; about 1 without artefact."""
-    luminance = _luminance(picture)[0, 0]
+    luminance = luminance_of(picture)[0, 0]
     height, width = (side - side % 2 for side in luminance.shape)
     window = torch.hann_window(height)[:, None] * torch.hann_window(width)[None]
     power = torch.fft.fft2((luminance[:height, :width] - luminance.mean()) * window).abs().square()
@@ -271,19 +257,3 @@ def with_quality(card: Card, scores: Sequence[Score]) -> Card:
         style.model_copy(update={"quality": summaries.get(style.name, style.quality)}) for style in card.styles
     )
     return card.model_copy(update={"styles": styles, "quality": card.quality | overall})
-
-
-def _luminance(picture: Tensor) -> Tensor:
-    return (picture * torch.tensor([0.2126, 0.7152, 0.0722]).view(1, 3, 1, 1)).sum(1, keepdim=True)
-
-
-def _edges(picture: Tensor) -> Tensor:
-    sobel = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]) / 4
-    kernels = torch.stack([sobel, sobel.T])[:, None]
-    return F.conv2d(_luminance(picture), kernels).square().sum(1, keepdim=True).sqrt()
-
-
-def _blur(x: Tensor) -> Tensor:
-    axis = torch.exp(-((torch.arange(11) - 5.0) ** 2) / (2 * 1.5**2))
-    axis = axis / axis.sum()
-    return F.conv2d(F.conv2d(x, axis.view(1, 1, -1, 1)), axis.view(1, 1, 1, -1))

@@ -78,8 +78,13 @@ class GanTrainer(Trainer):
         self.discriminator.load_state_dict(state["discriminator"])
         self.judge_optimizer.load_state_dict(state["judge_optimizer"])
 
-    def _train_step(self, photos: Tensor) -> Tensor:
-        return torch.cat([super()._train_step(photos), self._judge_step()])
+    def _read(self, step: int) -> tuple[Tensor, ...]:
+        (photos,) = super()._read(step)
+        side = photos.shape[-1] - 2 * self.config.border
+        return photos, self._to_device(self.patches.batch(step, self.slots(step).tolist(), side))
+
+    def _train_step(self, photos: Tensor, *others: Tensor) -> Tensor:
+        return torch.cat([super()._train_step(photos), self._judge_step(*others)])
 
     def _losses(self, photos: Tensor, slots: Tensor, targets: dict[str, Tensor]) -> BatchLosses:
         losses = super()._losses(photos, slots, targets)
@@ -89,17 +94,16 @@ class GanTrainer(Trainer):
         total = losses.total + self.config.adversarial(self.step) * adversarial
         return BatchLosses(total, torch.cat([losses.parts, adversarial.detach()[None]]), losses.stylised)
 
-    def _judge_step(self) -> Tensor:
+    def _judge_step(self, patches: Tensor) -> Tensor:
         """Updates the discriminator on the pictures that the network made last; its losses, (2,)."""
         made, slots = self.made
-        patches = self.patches.batch(self.step, slots.tolist(), made.shape[-1]).to(self.device)
         self.discriminator.requires_grad_(True)
         judged = self._judged(torch.cat([patches, made]), slots.repeat(2))
         losses = torch.stack(hinge_losses(*judged.chunk(2)))
         self.judge_optimizer.zero_grad()
         losses.sum().backward()  # type: ignore[no-untyped-call]
         self.judge_optimizer.step()
-        return losses.detach().cpu()
+        return losses.detach()
 
     def _judged(self, pictures: Tensor, slots: Tensor) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.vgg.dtype == torch.bfloat16):

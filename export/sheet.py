@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from export.data import load_picture
 from service.gatys.pictures import to_pixels
-from service.gatys.transformer import STRIDE
+from service.gatys.transformer import COARSEST
 
 GAP = 6
 LABEL = 16
@@ -34,7 +34,7 @@ def sample_sheet(
 def stylise(network: nn.Module, picture: Tensor, slot: int) -> Tensor:
     """The picture (1, 3, H, W), of any size, in the style of a slot, same size."""
     height, width = picture.shape[2:]
-    padded = F.pad(picture, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
+    padded = F.pad(picture, (0, -width % COARSEST, 0, -height % COARSEST), mode="replicate")
     styled: Tensor = network(padded, torch.tensor([slot]))
     return styled[..., :height, :width]
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim
 
-from service.gatys.transformer import STRIDE, SubpixelConv, Transformer, UpConv, load_transformer
+from service.gatys.transformer import SubpixelConv, Transformer, UpConv, load_transformer
 
 OPSET = 20
 SMALLEST_SIDE = 16  # reflection padding needs more pixels than it adds
@@ -36,7 +36,14 @@ class PixelGraph(nn.Module):
 
     def forward(self, image: Tensor, style: Tensor | None = None) -> Tensor:
         """image uint8 (N, H, W, 3), style (N, D) float32 unless built in -> stylised uint8 (N, H, W, 3)."""
-        return _pixels(self.transformer(_photos(image), self._style(style)), image)
+        return _pixels(self.transformer(self._photos(image), self._style(style)), image)
+
+    def _photos(self, image: Tensor) -> Tensor:
+        """uint8 (N, H, W, 3) -> (N, 3, H', W'), 0-1, its sides padded to what the network takes."""
+        stride = self.transformer.config.stride
+        height, width = image.shape[1:3]
+        photos = image.permute(0, 3, 1, 2).float() / 255
+        return F.pad(photos, (0, _padding(width, stride), 0, _padding(height, stride)), mode="replicate")
 
     def _style(self, style: Tensor | None) -> Tensor:
         chosen = self.vector if style is None else style
@@ -46,8 +53,10 @@ class PixelGraph(nn.Module):
     def deployed(self) -> Self:
         """An equal graph with the cheaper up-sampling: what is exported, while this one is what was trained."""
         copied = copy.deepcopy(self)
-        up = [SubpixelConv(conv) for conv in copied.transformer.up if isinstance(conv, UpConv)]
-        copied.transformer.up = nn.ModuleList(up)
+        transformer = copied.transformer
+        transformer.up = nn.ModuleList([SubpixelConv(conv) for conv in transformer.up if isinstance(conv, UpConv)])
+        if transformer.config.deep_width and isinstance(transformer.deep_up, UpConv):
+            transformer.deep_up = SubpixelConv(transformer.deep_up)
         return copied
 
 
@@ -58,7 +67,7 @@ class FreezingGraph(PixelGraph):
 
     def forward(self, image: Tensor, style: Tensor | None = None) -> Tensor:
         """image uint8 (N, H, W, 3), style (N, D) float32 -> frozen style (N, D)."""
-        return self.transformer.freeze(_photos(image), self._style(style))
+        return self.transformer.freeze(self._photos(image), self._style(style))
 
 
 class FrozenGraph(PixelGraph):
@@ -66,14 +75,7 @@ class FrozenGraph(PixelGraph):
 
     def forward(self, image: Tensor, style: Tensor | None = None) -> Tensor:
         """image uint8 (N, H, W, 3), frozen style (N, D) float32 -> stylised uint8 (N, H, W, 3)."""
-        return _pixels(self.transformer.frozen(_photos(image), self._style(style)), image)
-
-
-def _photos(image: Tensor) -> Tensor:
-    """uint8 (N, H, W, 3) -> (N, 3, H', W'), 0-1, its sides padded to what the network takes."""
-    height, width = image.shape[1:3]
-    photos = image.permute(0, 3, 1, 2).float() / 255
-    return F.pad(photos, (0, _padding(width), 0, _padding(height)), mode="replicate")
+        return _pixels(self.transformer.frozen(self._photos(image), self._style(style)), image)
 
 
 def _pixels(stylised: Tensor, image: Tensor) -> Tensor:
@@ -82,9 +84,9 @@ def _pixels(stylised: Tensor, image: Tensor) -> Tensor:
     return (stylised[:, :, :height, :width] * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 
-def _padding(side: int) -> int:
+def _padding(side: int, stride: int) -> int:
     """How many pixels a side lacks to the stride's next multiple, and to the smallest side; symbolic in an export."""
-    padded: int = torch.sym_max(side + -side % STRIDE, SMALLEST_SIDE)  # type: ignore[no-untyped-call]
+    padded: int = torch.sym_max(side + -side % stride, SMALLEST_SIDE)  # type: ignore[no-untyped-call]
     return padded - side
 
 

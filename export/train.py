@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from export.data import Painting, Photos, load_picture
+from export.data import Painting, Photos, ahead, load_picture
 from export.sheet import loss_curve, sample_sheet
 from service.gatys.losses import (
     TRAINING_CONTENT_LAYER,
@@ -34,7 +34,7 @@ from service.gatys.transformer import Transformer, TransformerConfig, neutral_ve
 from service.gatys.vgg import VGG
 
 Losses = Callable[..., BatchLosses]
-LOSS_NAMES = ("total", "style", "content", "tv", "spikes", "imitation")
+LOSS_NAMES = ("total", "style", "content", "tv", "spikes", "imitation", "edges")
 LOG_EVERY = 50
 CHECKPOINT = "checkpoint.pt"
 PHOTO_RATE = 1e-2
@@ -128,7 +128,7 @@ def imitation_losses(
     imitation, spikes = (stylised - wanted).abs().mean(), torch.stack(norms).sum()
     missing = spikes.new_tensor(math.nan)
     total = weights.imitation * imitation + weights.spikes * spikes
-    return BatchLosses(total, torch.stack([missing, missing, missing, spikes, imitation]).detach(), stylised)
+    return BatchLosses(total, torch.stack([missing, missing, missing, spikes, imitation, missing]).detach(), stylised)
 
 
 def learn_photo_vector(network: StyledNetwork, photos: Photos, vgg: VGG, config: TrainConfig) -> Tensor:
@@ -219,7 +219,6 @@ class Trainer:
     ) -> None:
         """Trains to step `until` (the configuration's last one), saving every `save_every` steps and at the end."""
         last = min(self.config.steps, self.config.steps if until is None else until)
-        batches = self.photos.batches([self.config.crop(step) for step in range(self.step, last)])
         recent: list[Tensor] = []
         bar = tqdm(
             total=self.config.steps,
@@ -229,8 +228,8 @@ class Trainer:
             desc=self.folder.name,
         )
         with bar:
-            for photos in batches:
-                recent.append(self._train_step(photos))
+            for pictures in ahead(self._read, range(self.step, last)):
+                recent.append(self._train_step(*pictures))
                 self.step += 1
                 bar.update()
                 if self.step % LOG_EVERY == 0:
@@ -301,14 +300,23 @@ class Trainer:
             self.photo_vector = learn_photo_vector(self.averaged(), self.photos, self.vgg, self.config)
             self.save()
 
-    def _styles(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """What the network is told of a step's styles, a row a picture, and their targets: {layer: (N, C, C)}."""
-        slots = self.slots(step).to(self.device)
+    def _read(self, step: int) -> tuple[Tensor, ...]:
+        """The pictures that a step needs, on the device, the photos first; a pure function of the step."""
+        return (self._to_device(self.photos.batch(*self.config.crop(step))),)
+
+    def _to_device(self, pictures: Tensor) -> Tensor:
+        if self.device.type == "cuda":
+            pictures = pictures.pin_memory()  # so that the copy waits for nobody
+        return pictures.to(self.device, memory_format=torch.channels_last, non_blocking=True)
+
+    def _styles(self, *pictures: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """What the network is told of this step's styles, a row a picture, and their targets: {layer: (N, C, C)}."""
+        slots = self.slots(self.step).to(self.device)
         return slots, self.targets.of(slots)
 
-    def _train_step(self, photos: Tensor) -> Tensor:
-        slots, targets = self._styles(self.step)
-        photos = photos.to(self.device, memory_format=torch.channels_last)
+    def _train_step(self, photos: Tensor, *others: Tensor) -> Tensor:
+        """Updates the network with what `_read` gave for this step; its losses, `loss_names`, on the device."""
+        slots, targets = self._styles(*others)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.rate(self.step) * group["ratio"]
         total, parts, _ = self._losses(photos, slots, targets)
@@ -318,7 +326,7 @@ class Trainer:
         self.optimizer.step()
         for name, value in self.network.named_parameters():
             moving_average(self.average[name], value, self.step, self.config.average)
-        return torch.cat([total.detach()[None], parts]).cpu()
+        return torch.cat([total.detach()[None], parts])
 
     def _losses(self, photos: Tensor, slots: Tensor, targets: dict[str, Tensor]) -> BatchLosses:
         network, weights = self.network, self.config.weights

@@ -15,6 +15,7 @@ from service.gatys.losses import (
     TRAINING_CONTENT_LAYER,
     TRAINING_STYLE_LAYERS,
     content_losses,
+    edge_similarities,
     grams_of,
     overshoot,
     style_losses,
@@ -25,8 +26,8 @@ from service.gatys.vgg import VGG
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of the dimensionless losses, of what leaves the range 0-1, of spikes before the norms, and of the
-    difference from a teacher's pictures."""
+    """Weights of the dimensionless losses, of what leaves the range 0-1, of spikes before the norms, of the difference
+    from a teacher's pictures, and of edges that are not kept."""
 
     style: float = 10.0
     content: float = 1.0
@@ -34,10 +35,11 @@ class LossWeights:
     overshoot: float = 30.0
     spikes: float = 3.0
     imitation: float = 10.0
+    edges: float = 0.0
 
 
 class BatchLosses(NamedTuple):
-    """Of a batch: the loss to minimise, a scalar; the unweighted losses, (5,) or more; and the stylised pictures
+    """Of a batch: the loss to minimise, a scalar; the unweighted losses, (6,) or more; and the stylised pictures
     (N, 3, H, W) without the border, in the graph of the first."""
 
     total: Tensor
@@ -54,7 +56,7 @@ def batch_losses(
     targets: Mapping[str, Tensor],
     border: int,
 ) -> BatchLosses:
-    """Of photos (N, 3, H, W), 0-1, in the styles of their slots; the imitation is NaN."""
+    """Of photos (N, 3, H, W), 0-1, in the styles of their slots; the imitation is NaN, as are edges of no weight."""
     inside = photos[..., border:-border, border:-border]
     with torch.no_grad():
         content_target = vgg(inside, (TRAINING_CONTENT_LAYER,))[TRAINING_CONTENT_LAYER]
@@ -68,7 +70,12 @@ def batch_losses(
     spikes = torch.stack(norms).sum()
     total = weights.style * style + weights.content * content + weights.tv * tv
     total = total + weights.overshoot * overshoot(stylised).mean() + weights.spikes * spikes
-    parts = torch.stack([style, content, tv, spikes, spikes.new_tensor(math.nan)]).detach()
+    missing = spikes.new_tensor(math.nan)
+    edges = missing
+    if weights.edges:
+        edges = 1 - edge_similarities(stylised, inside).mean()
+        total = total + weights.edges * edges
+    parts = torch.stack([style, content, tv, spikes, missing, edges]).detach()
     return BatchLosses(total, parts, stylised)
 
 

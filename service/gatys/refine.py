@@ -18,7 +18,7 @@ from service.gatys.losses import TRAINING_STYLE_LAYERS, grams_of
 from service.gatys.optimize import Losses
 from service.gatys.perceptual import LossWeights, batch_losses, learning_rate, moving_average, nearest
 from service.gatys.pictures import read_picture, square_crop, to_pixels, to_tensor
-from service.gatys.transformer import STRIDE, Transformer
+from service.gatys.transformer import COARSEST, Transformer
 from service.gatys.vgg import VGG
 
 PHOTOS = Path(__file__).parent / "photos"  # what it is trained on: eight, with their credits
@@ -95,7 +95,7 @@ def refine(
 
     def shown() -> Pixels:
         photo = np.asarray(read_picture(PREVIEW_PHOTO))
-        height, width = (side - side % STRIDE for side in photo.shape[:2])
+        height, width = (side - side % COARSEST for side in photo.shape[:2])
         with torch.no_grad():
             pixels: Pixels = to_pixels(network(to_tensor(photo[None, :height, :width]).to(device), average[None]))[0]
         return pixels

@@ -24,20 +24,24 @@ EPSILON = 0.1
 SPIKE = 3.5  # standard deviations
 # Which weights of a kernel's three places meet the first and the second place of the small picture: (phase, 2, 3).
 PHASE_SUMS = torch.tensor([[[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]], [[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]]])
-STRIDE = 4
+STRIDE = 4  # px: a place of the residual blocks
+COARSEST = 2 * STRIDE  # px: pictures whose sides are multiples of it suit every network
 Norm = Callable[[Tensor, Tensor, Tensor], Tensor]  # of (N, C, H, W) and two numbers a channel
 OVERSHOOT = 150 / 127.5  # the scaled tanh of the first papers: 127.5 + 150 tanh, clipped when shown
 
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """Widths of the resolutions, fine to coarse; residual blocks; side of the first and last kernels; and the side of
-    the blocks of pixels that the network takes as channels."""
+    """Widths of the resolutions, fine to coarse; residual blocks; side of the first and last kernels; the side of the
+    blocks of pixels that the network takes as channels; and width and residual blocks of a detour through half the
+    coarsest resolution, from the middle block and back: none with a width of 0."""
 
     widths: tuple[int, ...] = (16, 32, 64)
     residual_blocks: int = 5
     end_kernel: int = 9
     shuffle: int = 1
+    deep_width: int = 0
+    deep_blocks: int = 0
 
     def __post_init__(self) -> None:
         if self.shuffle * 2 ** (len(self.widths) - 1) != STRIDE:
@@ -46,7 +50,20 @@ class TransformerConfig:
     @property
     def norm_widths(self) -> tuple[int, ...]:
         """Channels of every norm, in the order of the network: 15 norms with 3 widths and 5 residual blocks."""
-        return (*self.widths, *([self.widths[-1]] * 2 * self.residual_blocks), *reversed(self.widths[:-1]))
+        coarsest = self.widths[-1]
+        before, after = ([coarsest] * 2 * blocks for blocks in (self.middle, self.residual_blocks - self.middle))
+        deep = [*([self.deep_width] * (1 + 2 * self.deep_blocks)), coarsest] if self.deep_width else []
+        return (*self.widths, *before, *deep, *after, *reversed(self.widths[:-1]))
+
+    @property
+    def middle(self) -> int:
+        """How many residual blocks come before the detour."""
+        return self.residual_blocks // 2 + 1
+
+    @property
+    def stride(self) -> int:
+        """Of what the sides of a picture must be multiples, px."""
+        return COARSEST if self.deep_width else STRIDE
 
     @property
     def style_size(self) -> int:
@@ -58,7 +75,9 @@ class TransformerConfig:
         """How far around a pixel its result looks, in px, but for what the norms see: 54 by default."""
         halvings = range(len(self.widths) - 1)
         strided = sum(self.shuffle << step for step in halvings)  # down before the stride, up after it
-        return 2 * (self.shuffle * (self.end_kernel // 2) + strided + STRIDE * self.residual_blocks) + self.shuffle - 1
+        ends = 2 * self.shuffle * (self.end_kernel // 2) + self.shuffle - 1
+        deep = 2 * (STRIDE + COARSEST * self.deep_blocks) if self.deep_width else 0
+        return ends + 2 * (strided + STRIDE * self.residual_blocks) + deep
 
 
 def neutral_vector(config: TransformerConfig) -> Tensor:
@@ -127,12 +146,16 @@ class Transformer(nn.Module):
         halving = [Conv(fine, coarse, 3, 2) for fine, coarse in steps]
         self.down = nn.ModuleList([Conv(block, finest, config.end_kernel), *halving])
         self.residual = nn.ModuleList([Conv(coarsest, coarsest, 3) for _ in range(2 * config.residual_blocks)])
+        if deep := config.deep_width:
+            self.deep_down = Conv(coarsest, deep, 3, 2)
+            self.deep = nn.ModuleList([Conv(deep, deep, 3) for _ in range(2 * config.deep_blocks)])
+            self.deep_up: nn.Module = UpConv(deep, coarsest, 3)
         self.up = nn.ModuleList([UpConv(coarse, fine, 3) for fine, coarse in reversed(steps)])
         self.last = Conv(finest, block, config.end_kernel)
         self._start_without_checkerboard()
 
     def forward(self, photos: Tensor, style: Tensor, spikes: list[Tensor] | None = None) -> Tensor:
-        """photos (N, 3, H, W) RGB 0-1, H and W multiples of 4, at least 16; style (N, D) or (D,) -> (N, 3, H, W).
+        """photos (N, 3, H, W) RGB 0-1, sides multiples of the stride, at least 16; style (N, D) or (D,) -> (N, 3, H, W)
 
         The result overshoots 0-1 by at most 0.089; it is clipped when it is shown. A list given as `spikes` gets the
         spike penalty of every norm, a scalar each.
@@ -172,8 +195,13 @@ class Transformer(nn.Module):
             x = F.pixel_unshuffle(x, self.config.shuffle)
         for conv in self.down:
             x = F.relu(norm(conv(x), *next(norms)))  # (N, a, H, W) (N, b, H/2, W/2) (N, c, H/4, W/4), a not if shuffled
-        for first, second in zip(self.residual[0::2], self.residual[1::2], strict=True):
-            x = x + norm(second(F.relu(norm(first(x), *next(norms)))), *next(norms))
+        middle = 2 * self.config.middle
+        x = _residual(x, self.residual[:middle], norm, norms)
+        if self.config.deep_width:
+            deep = F.relu(norm(self.deep_down(x), *next(norms)))  # (N, d, H/8, W/8)
+            deep = _residual(deep, self.deep, norm, norms)
+            x = x + norm(self.deep_up(deep), *next(norms))
+        x = _residual(x, self.residual[middle:], norm, norms)
         for conv in self.up:
             x = F.relu(norm(conv(x), *next(norms)))  # (N, b, H/2, W/2) (N, a, H, W)
         y = self.last(x).float()
@@ -192,6 +220,13 @@ class Transformer(nn.Module):
         sizes = [c for c in self.config.norm_widths for _ in range(2)]
         parts = iter(torch.split(style, sizes, dim=-1))
         return zip(parts, parts, strict=True)
+
+
+def _residual(x: Tensor, convolutions: nn.ModuleList, norm: Norm, norms: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
+    """Residual blocks of two convolutions each; nothing follows their sum (Gross & Wilber 2016)."""
+    for first, second in zip(convolutions[0::2], convolutions[1::2], strict=True):
+        x = x + norm(second(F.relu(norm(first(x), *next(norms)))), *next(norms))
+    return x
 
 
 def normalise(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -244,7 +279,7 @@ def load_transformer(graph: bytes, label: str) -> tuple[Transformer, Tensor | No
     weights = {name.removeprefix(prefix): value for name, value in initializers.items() if name.startswith(prefix)}
     kernels = {name: value for name, value in weights.items() if name.endswith(".weight")}
     for name, kernel in kernels.items():
-        if name.startswith("up."):
+        if name.startswith(("up.", "deep_up.")):
             weights[name] = upconv_weight(kernel)
             bias = name.replace(".weight", ".bias")
             weights[bias] = weights[bias][::4].clone()
@@ -252,7 +287,9 @@ def load_transformer(graph: bytes, label: str) -> tuple[Transformer, Tensor | No
         down = [kernel for name, kernel in sorted(kernels.items()) if name.startswith("down.")]
         blocks = sum(name.startswith("residual.") for name in kernels) // 2
         shuffle = math.isqrt(down[0].shape[1] // 3)
-        transformer = Transformer(TransformerConfig(tuple(map(len, down)), blocks, down[0].shape[-1], shuffle))
+        deep = [kernel for name, kernel in kernels.items() if name.startswith("deep.")]
+        detour = (len(deep[0]), len(deep) // 2) if deep else (0, 0)
+        transformer = Transformer(TransformerConfig(tuple(map(len, down)), blocks, down[0].shape[-1], shuffle, *detour))
         transformer.load_state_dict(weights)
     except (IndexError, RuntimeError, ValueError) as error:
         raise ValueError(f"{label} was not exported by this pipeline: {error}") from error

@@ -19,7 +19,7 @@ PHOTOS = ROOT / "tests" / "photos"
 VGG_WEIGHTS = ROOT / "model_store" / "vgg16" / "1" / "vgg16.safetensors"
 
 TINY = TrainConfig(
-    network=TransformerConfig((4, 6, 8), residual_blocks=1, end_kernel=5),
+    network=TransformerConfig((4, 6, 8), residual_blocks=1, end_kernel=5, deep_width=10, deep_blocks=1),
     steps=6,
     small_steps=3,
     small_side=48,

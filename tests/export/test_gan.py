@@ -89,19 +89,19 @@ def test_hinge_losses_are_those_of_the_paper() -> None:
 
 def test_network_and_discriminator_learn_in_turns(make_gan: MakeGan) -> None:
     trainer = make_gan()
-    photos = trainer.photos.batch(*trainer.config.crop(0))
+    photos, patches = trainer._read(0)
     judge, network = weights(trainer.discriminator), weights(trainer.network)
-    slots, targets = trainer._styles(0)
+    slots, targets = trainer._styles(patches)
     trainer._losses(photos, slots, targets).total.backward()  # type: ignore[no-untyped-call]
     assert all(value.grad is None for value in trainer.discriminator.parameters())
     assert all(value.grad is not None for value in trainer.network.parameters())
     trainer.optimizer.zero_grad()
-    trainer._judge_step()
+    trainer._judge_step(patches)
     assert all(value.grad is None for value in trainer.network.parameters())
     assert same(weights(trainer.network), network)
     assert not same(weights(trainer.discriminator), judge)
     judge = weights(trainer.discriminator)
-    super(GanTrainer, trainer)._train_step(photos)
+    super(GanTrainer, trainer)._train_step(photos, patches)
     assert same(weights(trainer.discriminator), judge)
     assert not same(weights(trainer.network), network)
 
@@ -118,7 +118,7 @@ def test_adversarial_weight_grows_from_nothing(make_gan: MakeGan) -> None:
 def test_resumed_run_comes_to_the_very_weights_of_an_uninterrupted_one(make_gan: MakeGan) -> None:
     stopped = make_gan("stopped")
     stopped.run(until=4)
-    stopped._train_step(stopped.photos.batch(*stopped.config.crop(4)))  # lost
+    stopped._train_step(*stopped._read(4))  # lost
     resumed, whole = make_gan("stopped"), make_gan("whole")
     assert resumed.step == 4
     resumed.run()
@@ -176,7 +176,7 @@ def test_adversarial_run_goes_the_way_of_the_others_to_the_service(
     )
     assert card.training["configuration"]["adversarial_weight"] == 0.05
     stored = ModelStore(target.parent.parent).load(target)
-    image = np.random.default_rng(0).integers(0, 256, (1, 40, 52, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (1, 40, 56, 3), dtype=np.uint8)
     found = Session(stored, "cpu", 1).run(image, stored.vectors["kingfisher"][None])
     with torch.no_grad():
         wanted = run.network(to_tensor(image), torch.tensor([1]))

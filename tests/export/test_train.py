@@ -27,7 +27,7 @@ paintings = [Painting(file.stem, file, "", "", "", "") for file in files]
 trainer = Trainer(TINY, paintings, content, VGG_WEIGHTS, run, dtype=torch.float32)
 trainer.run(until=4, save_every=2)
 print("saved", flush=True)
-trainer._train_step(trainer.photos.batch(*TINY.crop(4)))  # work that the kill loses
+trainer._train_step(*trainer._read(4))  # work that the kill loses
 print("stepped", flush=True)
 input()
 """
