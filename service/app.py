@@ -29,7 +29,7 @@ from service.jobs.webhook import Webhooks
 from service.metrics import Metrics
 from service.middleware import Edge, problem_response
 from service.models.packs import PackFolder
-from service.models.session import check_provider, cpu_quota
+from service.models.session import Gpu, check_provider, cpu_quota
 from service.models.store import ModelStore
 from service.orders import JobView
 from service.refinements import Refinements
@@ -63,11 +63,9 @@ def create_app(settings: Settings, tracer: Tracer | None = None) -> FastAPI:
     batcher = Batcher(
         admission, inference, codec, metrics, settings.max_batch_pixels, settings.max_wait_ms, lanes=threads
     )
-    gpu_mem_limit_bytes = settings.gpu_mem_limit_bytes
+    gpu = Gpu(settings.gpu_mem_limit_bytes, settings.precision)
     packs = PackFolder(settings.own_styles)
-    engine = Engine(
-        store, settings.provider, threads, admission, batcher, inference, metrics, packs, gpu_mem_limit_bytes
-    )
+    engine = Engine(store, settings.provider, threads, admission, batcher, inference, metrics, packs, gpu)
 
     webhooks = _webhooks(settings)
     crew = Crew(

@@ -17,7 +17,7 @@ from service.metrics import Metrics, Stopwatch
 from service.models.catalog import Catalog, ServedModel, served
 from service.models.encoder import Encoder, encoder_of
 from service.models.packs import PackFolder
-from service.models.session import SETTLE_SIDE, ProviderChoice
+from service.models.session import DEFAULT_GPU, SETTLE_SIDE, Gpu, ProviderChoice
 from service.models.store import ModelStore
 
 log = logging.getLogger(__name__)
@@ -38,10 +38,10 @@ class Engine:
         executor: Executor,
         metrics: Metrics,
         packs: PackFolder,
-        gpu_mem_limit_bytes: int | None = None,
+        gpu: Gpu = DEFAULT_GPU,
     ) -> None:
         self._store = store
-        self._gpu_mem_limit_bytes = gpu_mem_limit_bytes
+        self._gpu = gpu
         self._provider = provider
         self._threads = threads
         self._admission = admission
@@ -162,11 +162,11 @@ class Engine:
             if stored.card.kind == "features":
                 return None
             if stored.card.kind == "encoder":
-                encoder = encoder_of(stored, self._provider, self._threads, self._gpu_mem_limit_bytes)
+                encoder = encoder_of(stored, self._provider, self._threads, self._gpu)
                 encoder.settle()
                 loaded.encoders.append(encoder)
                 return None
-            model = served(stored, self._provider, self._threads, self._gpu_mem_limit_bytes, lanes=True)
+            model = served(stored, self._provider, self._threads, self._gpu, lanes=True)
             model.warm()
             run_started = time.perf_counter()
             model.settle()

@@ -43,6 +43,10 @@ class Settings(BaseModel):
     gpu_mem_limit_bytes: int | None = Field(
         default=None, ge=1, description="most of a GPU's memory that each model's arena may take, in bytes"
     )
+    precision: Literal["fp32", "tf32", "fp16"] = Field(
+        default="fp32",
+        description="of networks on a GPU; `fp16` where a model has such a graph, else `tf32`; a CPU always has fp32",
+    )
     max_upload_bytes: int = Field(default=32 * 2**20, ge=1, description="largest request body, in bytes")
     upload_timeout_s: float = Field(
         default=30.0, gt=0, allow_inf_nan=False, description="longest time that an upload may take, in seconds"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from service.models.encoder import Encoder
 from service.models.film import STEPS, as_frames, run_film
 from service.models.packs import Pack, Papers
 from service.models.session import (
+    DEFAULT_GPU,
+    Gpu,
     Images,
     OrtSession,
     Provider,
@@ -21,12 +24,15 @@ from service.models.session import (
     RunOptions,
     Session,
     StyleRows,
+    gives_cuda,
     open_session,
 )
 from service.models.store import PAINTING, PHOTO, StoredModel, StyleEntry, Vector
 from service.models.strokes import sizes, with_strokes
 from service.models.style import Mix, Pixels, Rows, blend, rows_for
 from service.models.tiling import Observe, TiledNetwork
+
+log = logging.getLogger(__name__)
 
 LANE_PIXELS = 2**18  # a lane for each core, of as much memory as one whole picture on eight of them
 WHOLE_PIXELS = 2**21  # up to here a picture runs whole: tiles overlap, which costs a quarter more time
@@ -117,18 +123,26 @@ def served(
     stored: StoredModel,
     provider: ProviderChoice,
     threads: int,
-    gpu_mem_limit_bytes: int | None = None,
+    gpu: Gpu = DEFAULT_GPU,
     lanes: bool = False,
 ) -> ServedModel:
     """A stored model at work; small runs may go in ``lanes`` where it has several threads of a CPU. Raises what
     ``Session`` does."""
+    if gpu.precision == "fp16" and gives_cuda(provider):
+        stored = _halved(stored)
 
     def open_graph(graph: bytes) -> OrtSession:
-        return open_session(stored.card.label, graph, provider, threads, gpu_mem_limit_bytes)
+        return open_session(stored.card.label, graph, provider, threads, gpu)
 
-    session = Session(stored, provider, threads, gpu_mem_limit_bytes)
+    session = Session(stored, provider, threads, gpu)
     lane = Session(stored, provider, 1) if lanes and session.provider == "cpu" and threads > 1 else None
     return ServedModel(stored, session, TiledNetwork(stored, open_graph) if stored.card.tiling else None, lane)
+
+
+def _halved(stored: StoredModel) -> StoredModel:
+    if not stored.fp16:
+        log.warning("%s has no graph in fp16 and runs in tf32: python -m export halve makes one", stored.card.label)
+    return stored.halved()
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from service.images import decode, on_white, open_photo
-from service.models.session import ProviderChoice, Session, StyleRows
+from service.models.session import DEFAULT_GPU, Gpu, ProviderChoice, Session, StyleRows
 from service.models.store import StoredModel, Vector
 from service.models.style import Pixels
 
@@ -48,8 +48,6 @@ def painting_size(width: int, height: int, side_px: int) -> tuple[int, int]:
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def encoder_of(
-    stored: StoredModel, provider: ProviderChoice, threads: int, gpu_mem_limit_bytes: int | None = None
-) -> Encoder:
+def encoder_of(stored: StoredModel, provider: ProviderChoice, threads: int, gpu: Gpu = DEFAULT_GPU) -> Encoder:
     """A stored encoder at work. Raises what ``Session`` does."""
-    return Encoder(stored, Session(stored, provider, threads, gpu_mem_limit_bytes))
+    return Encoder(stored, Session(stored, provider, threads, gpu))

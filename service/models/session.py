@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 OnnxRuntimeProvider = Literal["cuda", "cpu"]
 Provider = Literal["cuda", "cpu", "openvino"]
 ProviderChoice = Literal["auto", "cuda", "cpu", "openvino"]  # what is asked for
+Precision = Literal["fp32", "tf32", "fp16"]
 EXECUTION_PROVIDERS: dict[OnnxRuntimeProvider, str] = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
 PROVIDER_OPTIONS: dict[OnnxRuntimeProvider, dict[str, str]] = {
     # The exhaustive search would stall every new shape of a picture; the arena grows by what is asked, not by doubling.
@@ -54,6 +55,26 @@ StyleRows = npt.NDArray[np.float32]  # (N, D); D is 0 for a classic network
 Feed = Mapping[str, Images | StyleRows]
 
 
+@dataclass(frozen=True)
+class Gpu:
+    """How networks run where they run on a GPU: the most of its memory that each may take, and how precisely.
+
+    ``tf32`` rounds what convolutions multiply to 10 bits of mantissa, ``fp16`` is for graphs that do so themselves.
+    """
+
+    mem_limit_bytes: int | None = None
+    precision: Precision = "fp32"
+
+    @property
+    def options(self) -> dict[str, str]:
+        """Of ONNX Runtime's provider, which takes TF32 if it is not told otherwise."""
+        limit = {} if self.mem_limit_bytes is None else {"gpu_mem_limit": str(self.mem_limit_bytes)}
+        return PROVIDER_OPTIONS["cuda"] | {"use_tf32": str(int(self.precision != "fp32"))} | limit
+
+
+DEFAULT_GPU = Gpu()
+
+
 class Session:
     """One network, loaded. Thread-safe, as ONNX Runtime is.
 
@@ -66,11 +87,11 @@ class Session:
         model: StoredModel,
         provider: ProviderChoice,
         threads: int,
-        gpu_mem_limit_bytes: int | None = None,
+        gpu: Gpu = DEFAULT_GPU,
     ) -> None:
         self._card = model.card
         self.label = model.card.label
-        self._session = open_session(self.label, model.graph, provider, threads, gpu_mem_limit_bytes)
+        self._session = open_session(self.label, model.graph, provider, threads, gpu)
         self.provider: Provider = _provider_of(self._session)
         if provider == "cuda" and self.provider != "cuda":
             raise ConfigurationError("STYLIZE_PROVIDER=cuda, but ONNX Runtime gave this session the CPU")
@@ -115,7 +136,7 @@ def open_session(
     graph: bytes,
     provider: ProviderChoice,
     threads: int,
-    gpu_mem_limit_bytes: int | None = None,
+    gpu: Gpu = DEFAULT_GPU,
 ) -> ort.InferenceSession:
     """A session of an ONNX file's bytes, set as all of ours are. Raises ModelRefused."""
     if provider == "openvino":
@@ -124,7 +145,7 @@ def open_session(
         with translating({Exception: lambda error: ModelRefused(label, f"OpenVINO: {error}")}):
             return OpenVinoSession(graph, threads)
     with translating({Exception: lambda error: ModelRefused(label, f"ONNX Runtime: {error}")}):
-        return ort.InferenceSession(graph, _options(threads), providers=_wanted(provider, gpu_mem_limit_bytes))
+        return ort.InferenceSession(graph, _options(threads), providers=_wanted(provider, gpu))
 
 
 class Buffers:
@@ -200,7 +221,7 @@ def check_provider(provider: ProviderChoice) -> None:
         raise ConfigurationError(
             "STYLIZE_PROVIDER=cuda, but this ONNX Runtime has no CUDA: install onnxruntime-gpu, or set auto or cpu"
         )
-    if provider == "cuda" and not _cuda_works():
+    if provider == "cuda" and not cuda_works():
         raise ConfigurationError(
             "STYLIZE_PROVIDER=cuda, but ONNX Runtime cannot use it here, and has said why: this process needs a GPU and"
             " its driver, or auto or cpu"
@@ -257,15 +278,18 @@ def _text(path: Path) -> str:
         return ""
 
 
-def _wanted(provider: ProviderChoice, gpu_mem_limit_bytes: int | None = None) -> list[tuple[str, dict[str, str]]]:
-    order: list[OnnxRuntimeProvider] = ["cuda", "cpu"] if provider != "cpu" and _cuda_works() else ["cpu"]
-    limits = {} if gpu_mem_limit_bytes is None else {"gpu_mem_limit": str(gpu_mem_limit_bytes)}
-    options = PROVIDER_OPTIONS | {"cuda": PROVIDER_OPTIONS["cuda"] | limits}
-    return [(EXECUTION_PROVIDERS[name], options[name]) for name in order]
+def _wanted(provider: ProviderChoice, gpu: Gpu) -> list[tuple[str, dict[str, str]]]:
+    cpu = (EXECUTION_PROVIDERS["cpu"], PROVIDER_OPTIONS["cpu"])
+    return [(EXECUTION_PROVIDERS["cuda"], gpu.options), cpu] if gives_cuda(provider) else [cpu]
+
+
+def gives_cuda(provider: ProviderChoice) -> bool:
+    """Whether a session that is asked for it will run on a GPU."""
+    return provider in ("auto", "cuda") and cuda_works()
 
 
 @functools.cache
-def _cuda_works() -> bool:
+def cuda_works() -> bool:
     """Whether a session is given CUDA: where it was built with it, the runtime lists it even if it cannot load it. The
     libraries that pip installed it finds only once they are loaded."""
     if EXECUTION_PROVIDERS["cuda"] not in ort.get_available_providers():

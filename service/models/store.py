@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
@@ -106,6 +106,9 @@ class Card(_Frozen):
     created_at: str
     graph: RelativePath | None = None
     tiling: Tiling | None = None
+    fp16: dict[RelativePath, RelativePath] = Field(
+        default_factory=dict, description="the same graphs with fp16 between pixels and pixels, by those of fp32"
+    )
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
     vectors_of: VectorsOf | None = None
@@ -119,6 +122,8 @@ class Card(_Frozen):
 
     @model_validator(mode="after")
     def _kind_fits(self) -> Self:
+        if not self.fp16.keys() <= {self.graph, self.tiling and self.tiling.frozen}:
+            raise ValueError("fp16 is of the graph, and of the frozen one, alone")
         if self.kind == "features":
             if self.styles or self.photo_vector:
                 raise ValueError("a features model has no styles")
@@ -134,6 +139,7 @@ class Card(_Frozen):
             self.graph,
             self.photo_vector,
             *((self.tiling.freezing, self.tiling.frozen) if self.tiling else ()),
+            *self.fp16.values(),
             *(path for s in self.styles for path in (s.vector, s.preview, s.painting)),
         ]
         for path in named:
@@ -192,7 +198,7 @@ class StoredModel:
 
     ``vectors`` maps a style's name, and ``photo``, to float32 (D,); ``previews`` a style's name to JPEG bytes;
     ``paintings`` a style's name to the image file of its painting, where that is shipped. ``freezing`` and ``frozen``
-    are the card's graphs for tiles, empty where it has none.
+    are the card's graphs for tiles, empty where it has none; ``fp16`` maps the paths of its graphs to those of fp16.
     """
 
     card: Card
@@ -202,6 +208,13 @@ class StoredModel:
     paintings: dict[str, bytes] = field(default_factory=dict)
     freezing: bytes = b""
     frozen: bytes = b""
+    fp16: dict[str, bytes] = field(default_factory=dict)
+
+    def halved(self) -> StoredModel:
+        """The same model with its graphs of fp16 in the place of those that it has them for."""
+        graph = self.fp16.get(self.card.graph or "", self.graph)
+        frozen = self.fp16.get(self.card.tiling.frozen, self.frozen) if self.card.tiling else self.frozen
+        return replace(self, graph=graph, frozen=frozen)
 
 
 class ModelStore:
@@ -304,7 +317,8 @@ def _stored(card: Card, files: dict[str, bytes]) -> StoredModel:
     previews = {style.name: files[style.preview] for style in card.styles}
     paintings = {style.name: files[style.painting] for style in card.styles if style.painting}
     freezing, frozen = (files[card.tiling.freezing], files[card.tiling.frozen]) if card.tiling else (b"", b"")
-    return StoredModel(card, files[card.graph], vectors, previews, paintings, freezing, frozen)
+    fp16 = {of: files[path] for of, path in card.fp16.items()}
+    return StoredModel(card, files[card.graph], vectors, previews, paintings, freezing, frozen, fp16)
 
 
 def _reason(error: Exception) -> str:

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.errors import ConfigurationError, ModelRefused, OutOfMemory
-from service.models.session import Buffers, Session, check_provider, cpu_quota
+from service.errors import ConfigurationError, ModelRefused
+from service.models.catalog import served
+from service.models.session import Buffers, Gpu, Precision, Session, check_provider, cpu_quota
 from service.models.store import ModelStore
-from tests.service.toy import VECTORS, classic_graph, toy_stylized, write_classic, write_conditional
+from tests.service.toy import VECTORS, classic_graph, edit_card, toy_stylized, write_classic, write_conditional
 
 ROOT = Path(__file__).parents[2]
 
@@ -94,31 +95,39 @@ def test_buffers_that_are_kept_give_the_very_pixels_whatever_shapes_come(tmp_pat
     assert len(buffers._kept) == Buffers.KEPT
 
 
-def test_cuda_s_memory_can_be_bounded_and_its_end_is_told(tmp_path: Path) -> None:
-    import onnxruntime
-
-    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        pytest.skip("NOT TESTED: this ONNX Runtime has no CUDA")
-    stored = ModelStore(ROOT / "model_store").load(ROOT / "model_store" / "multistyle" / "1")
-    session = Session(stored, "cuda", 1, gpu_mem_limit_bytes=256 * 2**20)
-    row = stored.vectors["kiss"][None]
-    session.warm()
-    with pytest.raises(OutOfMemory):
-        session.run(np.zeros((1, 2048, 2048, 3), np.uint8), row)
-    assert session.run(np.zeros((1, 64, 64, 3), np.uint8), row).shape == (1, 64, 64, 3)
+@pytest.mark.parametrize(("precision", "tf32"), [("fp32", "0"), ("tf32", "1"), ("fp16", "1")])
+def test_tensor_cores_round_only_where_they_may(precision: Precision, tf32: str) -> None:
+    options = Gpu(2**30, precision).options
+    assert (options["use_tf32"], options["gpu_mem_limit"]) == (tf32, str(2**30))
 
 
-@pytest.mark.parametrize("size", [(40, 40), (65, 47)])
-def test_cuda_comes_within_one_of_the_cpu(size: tuple[int, int]) -> None:
-    import onnxruntime
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_graphs_of_fp16_are_run_where_they_are_asked_for(
+    tmp_path: Path, precision: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.models.catalog.gives_cuda", lambda provider: True)  # who then gets the CPU's session
+    folder = write_conditional(tmp_path)
+    edit_card(folder, fp16={"model.onnx": "freezing.onnx"})  # which is nothing like it: it must be refused
+    stored = ModelStore(tmp_path).load(folder)
+    if precision == "fp32":
+        assert served(stored, "cpu", 1, Gpu(precision=precision)).provider == "cpu"
+        return
+    with pytest.raises(ModelRefused, match="the graph's outputs are not its card's"):
+        served(stored, "cpu", 1, Gpu(precision=precision))
 
-    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        pytest.skip("NOT TESTED: this ONNX Runtime has no CUDA")
-    stored = ModelStore(ROOT / "model_store").load(ROOT / "model_store" / "multistyle" / "1")
-    images = np.random.default_rng(0).integers(0, 256, (2, *size, 3), np.uint8)
-    rows = np.stack([stored.vectors["kiss"], stored.vectors["scream"]])
-    cpu, cuda = (Session(stored, provider, 2).run(images, rows).astype(int) for provider in ("cpu", "cuda"))
-    assert np.abs(cpu - cuda).max() <= 1
+
+def test_a_cpu_has_fp32_whatever_is_asked_for(tmp_path: Path) -> None:
+    folder = write_conditional(tmp_path)
+    edit_card(folder, fp16={"model.onnx": "freezing.onnx"})
+    assert served(ModelStore(tmp_path).load(folder), "cpu", 1, Gpu(precision="fp16")).provider == "cpu"
+
+
+def test_a_model_without_fp16_says_so_and_runs_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("service.models.catalog.gives_cuda", lambda provider: True)
+    served(ModelStore(tmp_path).load(write_conditional(tmp_path)), "cpu", 1, Gpu(precision="fp16"))
+    assert "toy@1 has no graph in fp16" in caplog.text
 
 
 def test_telemetry_is_off() -> None:

@@ -16,6 +16,16 @@ def test_a_valid_model_loads_with_its_vectors_and_previews(tmp_path: Path) -> No
     assert stored.previews.keys() == VECTORS.keys() - {"photo"}
 
 
+def test_graphs_of_fp16_stand_in_for_those_they_are_of(tmp_path: Path) -> None:
+    folder = write_conditional(tmp_path)
+    edit_card(folder, fp16={"model.onnx": "freezing.onnx"})  # any other graph will do
+    stored = ModelStore(tmp_path).load(folder)
+    halved = stored.halved()
+    assert (halved.graph, halved.frozen) == (stored.freezing, stored.frozen)
+    assert halved.card == stored.card
+    assert stored.graph == (folder / "model.onnx").read_bytes()
+
+
 def test_the_highest_version_is_served_by_number_and_litter_is_passed_over(tmp_path: Path) -> None:
     for path in ("toy/2", "toy/10", "toy/11.tmp", ".publishing/1", "Strange Name/1", "empty"):
         (tmp_path / path).mkdir(parents=True)
@@ -58,6 +68,8 @@ def test_a_missing_file_is_refused_by_name(tmp_path: Path, path: str) -> None:
         ({"styles": []}, "at least one style"),
         ({"files": {}}, "no sha256 in files"),
         ({"palette_size": 4}, "palette_size"),
+        ({"fp16": {"model.onnx": "model.fp16.onnx"}}, "no sha256 in files"),
+        ({"fp16": {"freezing.onnx": "model.onnx"}}, "of the graph, and of the frozen one"),
         ({"surprise": 1}, "surprise"),
     ],
 )
