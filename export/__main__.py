@@ -1,4 +1,4 @@
-"""python -m export train | train-encoder | publish | publish-encoder | tile | evaluate | add-style | to-onnx | …"""
+"""python -m export train | publish | train-encoder | publish-encoder | tile | halve | evaluate | add-style | …"""
 
 from __future__ import annotations
 
@@ -186,6 +186,7 @@ def _publish(options: argparse.Namespace) -> None:
         preview_photo=options.preview_photo,
     )
     print(f"{card.label}: {len(card.styles)} styles, in {options.model}")
+    _halve(options)
 
 
 def _tile(options: argparse.Namespace) -> None:
@@ -193,6 +194,15 @@ def _tile(options: argparse.Namespace) -> None:
 
     card = add_tiling(options.model, options.preview_photo)
     print(f"{card.label} takes large pictures in tiles")
+
+
+def _halve(options: argparse.Namespace) -> None:
+    from export.publish import add_halved
+
+    card = add_halved(options.model, options.photos)
+    for path, found in card.quality["fp16"].items():
+        tail = f"99.9 % of the values within {found['tail']:g}/255"
+        print(f"{card.label}, {card.fp16[path]}: {found['mean']:.2f}/255 from fp32 on average, {tail}")
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -360,10 +370,15 @@ def _parser() -> argparse.ArgumentParser:
     publish.add_argument("--description", default="")
     publish.add_argument("--licence", default="Apache-2.0")
     _preview_option(publish)
+    _halving_option(publish)
 
     tile = command("tile", _tile, "Give a published model of before the graphs that large pictures need.")
     tile.add_argument("model", type=Path, help="<store>/<model>/<version>")
     _preview_option(tile)
+
+    halve = command("halve", _halve, "Give a published model graphs of fp16, for GPUs; fails where they differ to see.")
+    halve.add_argument("model", type=Path, help="<store>/<model>/<version>")
+    _halving_option(halve)
 
     evaluate = command(
         "evaluate", _evaluate, "Judge a published model: its loss over Gatys' optimum, artefacts, a contact sheet."
@@ -435,6 +450,12 @@ def _vgg_option(parser: argparse.ArgumentParser) -> None:
 
 def _preview_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preview-photo", type=Path, default=SHEET_PHOTOS[0], help="the photo that previews show")
+
+
+def _halving_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--photos", type=Path, nargs="+", default=JUDGED_PHOTOS, help="that the graphs of fp16 are judged on"
+    )
 
 
 if __name__ == "__main__":

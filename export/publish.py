@@ -19,7 +19,7 @@ from PIL import Image
 from export.data import Painting, load_picture
 from export.to_onnx import FreezingGraph, FrozenGraph, PixelGraph, export_graph, load_graph
 from export.train import Run
-from export.verify import verify, verify_tiling
+from export.verify import GraphDiffers, verify, verify_halved, verify_tiling
 from service.gatys.pictures import to_pixels
 from service.models.store import CARD, PHOTO, Card, ModelStore, StyleEntry, TensorSpec, Tiling, file_sha256
 
@@ -95,6 +95,45 @@ def add_tiling(model: Path, photo: Path) -> Card:
     card = stored.card.model_copy(update={"tiling": tiling, "files": stored.card.files | added})
     write_card(model, Card.model_validate(card.model_dump(by_alias=True)))
     return card
+
+
+def add_halved(model: Path, photos: Sequence[Path]) -> Card:
+    """Gives a published model graphs of fp16, judged on photos. Raises GraphDiffers, ValueError."""
+    stored = ModelStore(model.parent.parent).load(model)
+    if stored.card.graph is None or stored.card.kind == "encoder":
+        raise ValueError(f"{stored.card.label} has no network that stylises")
+    vectors = np.stack(list(stored.vectors.values())) if stored.vectors else None
+    pictures = [preview_picture(photo) for photo in photos]
+    graph = load_graph(model / stored.card.graph)
+    fp16, closeness = write_halved(model, graph, stored.card.tiling, vectors, pictures)
+    changes = {
+        "fp16": fp16,
+        "files": stored.card.files | {path: file_sha256(model / path) for path in fp16.values()},
+        "quality": stored.card.quality | {"fp16": closeness},
+    }
+    card = Card.model_validate(stored.card.model_copy(update=changes).model_dump(by_alias=True))
+    write_card(model, card)
+    return card
+
+
+def write_halved(
+    folder: Path, graph: PixelGraph, tiling: Tiling | None, vectors: np.ndarray | None, photos: Sequence[np.ndarray]
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """Writes graphs of fp16 beside a model's own, those of fp32: their paths by the paths of those, and how near they
+    come. Raises GraphDiffers where that is not near enough, and leaves none."""
+    graphs = {GRAPH: graph} | ({tiling.frozen: FrozenGraph(graph.transformer)} if tiling else {})
+    paths = {of: f"{Path(of).stem}.fp16.onnx" for of in graphs}
+    closeness: dict[str, Any] = {}
+    try:
+        for of, path in paths.items():
+            halved = graphs[of].halved()
+            export_graph(halved, folder / path)
+            closeness[of] = dataclasses.asdict(verify_halved(graph, halved, folder / path, vectors, photos))
+    except GraphDiffers:
+        for path in paths.values():
+            (folder / path).unlink(missing_ok=True)
+        raise
+    return paths, closeness
 
 
 def write_tiling(folder: Path, graph: PixelGraph, photo: np.ndarray, row: np.ndarray) -> Tiling:

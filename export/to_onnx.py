@@ -43,20 +43,36 @@ class PixelGraph(nn.Module):
         stride = self.transformer.config.stride
         height, width = image.shape[1:3]
         photos = image.permute(0, 3, 1, 2).float() / 255
-        return F.pad(photos, (0, _padding(width, stride), 0, _padding(height, stride)), mode="replicate")
+        padded = F.pad(photos, (0, _padding(width, stride), 0, _padding(height, stride)), mode="replicate")
+        return padded.to(self._dtype)
 
     def _style(self, style: Tensor | None) -> Tensor:
         chosen = self.vector if style is None else style
         assert chosen is not None
-        return chosen
+        return chosen.to(self._dtype)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.transformer.last.convolution.weight.dtype
 
     def deployed(self) -> Self:
         """An equal graph with the cheaper up-sampling: what is exported, while this one is what was trained."""
         copied = copy.deepcopy(self)
         transformer = copied.transformer
-        transformer.up = nn.ModuleList([SubpixelConv(conv) for conv in transformer.up if isinstance(conv, UpConv)])
+        up = [SubpixelConv(conv) if isinstance(conv, UpConv) else conv for conv in transformer.up]
+        transformer.up = nn.ModuleList(up)
         if transformer.config.deep_width and isinstance(transformer.deep_up, UpConv):
             transformer.deep_up = SubpixelConv(transformer.deep_up)
+        return copied
+
+    def halved(self) -> Self:
+        """As `deployed`, in fp16 from the padded photo to the last convolution's pixels, for GPUs.
+
+        The norms' statistics stay fp32 without being asked to: torch's are taken so, and ONNX Runtime's kernel of
+        InstanceNormalization for CUDA has them, and the scale and shift, in fp32 where its input is fp16.
+        """
+        copied = self.deployed()
+        copied.transformer.half()
         return copied
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,11 @@ import torch
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before the import: the Linux wheels report home otherwise
 import onnxruntime  # type: ignore[import-untyped]
 
-from export.to_onnx import PixelGraph
+from export.to_onnx import FreezingGraph, FrozenGraph, PixelGraph
 
 SHAPES = ((1, 256, 256), (1, 255, 257), (3, 97, 130), (2, 64, 66), (1, 33, 500), (1, 7, 5), (1, 1, 1), (2, 3, 400))
 TOLERANCE = 1  # levels of 255: two roundings of nearly the same number may fall on either side
+HALF_MEAN, HALF_TAIL = 0.3, 4.0  # levels of 255, of fp16 from fp32: a JPEG of quality 90 changes more
 
 
 class GraphDiffers(Exception):
@@ -84,3 +86,49 @@ def verify_tiling(graph: PixelGraph, freezing: Path, frozen: Path, photo: np.nda
     largest = int(np.abs(found.astype(np.int16) - wanted).max())
     if largest > TOLERANCE:
         raise GraphDiffers(f"{frozen.name} differs from torch by {largest}/255, more than {TOLERANCE}/255")
+
+
+@dataclass(frozen=True)
+class Closeness:
+    """How far pictures in fp16 are from those in fp32, in levels of 255: on average, and the 99.9th percentile; of the
+    two ways to compute them the one that is farther."""
+
+    mean: float
+    tail: float
+
+
+def verify_halved(
+    graph: PixelGraph, halved: PixelGraph, path: Path, vectors: np.ndarray | None, photos: Sequence[np.ndarray]
+) -> Closeness:
+    """Is `graph` in fp16 near enough to itself? Every style of `vectors` (K, D), each on one of `photos` uint8
+    (H, W, 3), and every photo. Raises GraphDiffers beyond HALF_MEAN or HALF_TAIL.
+
+    Judged are the pixels of torch's `halved` network, which rounds wherever a GPU does, and those of the ONNX file, on
+    the CPU, where ONNX Runtime computes in fp32 what it has no kernel of fp16 for. A frozen network has the photo's
+    own statistics.
+    """
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    differences: list[list[np.ndarray]] = [[], []]
+    for number in range(max(len(photos), 0 if vectors is None else len(vectors))):
+        image = photos[number % len(photos)][None]
+        feed, arguments = {"image": image}, [torch.from_numpy(image)]
+        with torch.no_grad():
+            if vectors is not None:
+                arguments.append(torch.from_numpy(vectors[[number % len(vectors)]]))
+            wanted = graph(*arguments).numpy()
+            if vectors is not None:
+                if isinstance(halved, FrozenGraph):
+                    arguments[1] = FreezingGraph(graph.transformer)(*arguments)
+                feed["style"] = arguments[1].numpy()
+            rounded = halved(*arguments).numpy()
+        for found, to in zip((rounded, np.asarray(session.run(None, feed)[0])), differences, strict=True):
+            to.append(np.abs(found.astype(np.int16) - wanted).ravel())
+    both = [np.concatenate(one) for one in differences]
+    mean, tail = (max(map(of, both)) for of in (np.mean, partial(np.quantile, q=0.999)))
+    closeness = Closeness(round(float(mean), 3), float(tail))
+    if closeness.mean > HALF_MEAN or closeness.tail > HALF_TAIL:
+        raise GraphDiffers(
+            f"{path.name} differs from fp32 by {closeness.mean:.2f}/255 on average and {closeness.tail:g}/255 at the "
+            f"99.9th percentile; at most {HALF_MEAN:g} and {HALF_TAIL:g} may be"
+        )
+    return closeness

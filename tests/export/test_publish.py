@@ -11,11 +11,11 @@ import torch.nn.functional as F
 
 from export.add_style import CONFIG, add_style
 from export.data import Painting
-from export.publish import publish
+from export.publish import add_halved, publish
 from export.start import starting_network
 from export.to_onnx import PixelGraph, export_graph, load_graph
 from export.train import Run, TrainConfig
-from export.verify import GraphDiffers, verify
+from export.verify import GraphDiffers, verify, verify_halved
 from service.errors import ModelRefused
 from service.gatys.pictures import to_pixels, to_tensor
 from service.gatys.transformer import (
@@ -78,6 +78,51 @@ def test_published_model_is_accepted_and_run_by_the_service(
     assert np.abs(found.astype(int) - wanted).max() <= 1
     again = starting_network(target, ["kingfisher"])  # the store's models are their own checkpoints
     assert np.array_equal(again.vectors.detach().numpy()[0], rows[1])
+
+
+@pytest.mark.parametrize("conditional", [True, False])
+def test_published_model_is_given_graphs_of_fp16(
+    make_trainer: MakeTrainer, paintings: list[Painting], tmp_path: Path, conditional: bool
+) -> None:
+    target = tmp_path / "store" / "tiny" / "1"
+    published(make_trainer, paintings, target, conditional=conditional)
+    card = add_halved(target, [PREVIEW])
+    stored = stored_at(target)
+    assert stored.card == card
+    assert card.fp16.keys() == ({"model.onnx", "frozen.onnx"} if conditional else {"model.onnx"})
+    assert card.quality["fp16"].keys() == card.fp16.keys()
+    halved = stored.halved()
+    types = {tensor.data_type for tensor in onnx.load_model_from_string(halved.graph).graph.initializer}
+    assert onnx.TensorProto.FLOAT16 in types
+    image = np.random.default_rng(0).integers(0, 256, (2, 37, 50, 3), dtype=np.uint8)
+    rows = np.repeat(stored.vectors["kingfisher"][None], 2, 0) if conditional else np.empty((2, 0), np.float32)
+    wanted, found = (Session(model, "cpu", 1).run(image, rows).astype(int) for model in (stored, halved))
+    assert np.abs(found - wanted).max() <= 2
+
+
+def test_graphs_of_fp16_that_are_too_far_off_are_refused(
+    make_trainer: MakeTrainer, paintings: list[Painting], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "store" / "tiny" / "1"
+    published(make_trainer, paintings, target)
+    before = sorted(target.rglob("*"))
+    monkeypatch.setattr("export.verify.HALF_MEAN", 1e-4)
+    with pytest.raises(GraphDiffers, match="differs from fp32 by"):
+        add_halved(target, [PREVIEW])
+    assert sorted(target.rglob("*")) == before
+    assert stored_at(target).fp16 == {}
+
+
+def test_fp16_that_overflows_is_refused(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    graph = PixelGraph(Transformer(TINY.network))
+    with torch.no_grad():
+        graph.transformer.get_parameter("down.0.convolution.weight").mul_(1e6)  # which its norm undoes, in fp32
+    export_graph(graph.halved(), tmp_path / "model.onnx")
+    photo = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    vectors = neutral_vector(TINY.network)[None].numpy()
+    with pytest.raises(GraphDiffers, match="differs from fp32 by"):
+        verify_halved(graph, graph.halved(), tmp_path / "model.onnx", vectors, [photo])
 
 
 def test_classic_model_has_its_style_built_in(
