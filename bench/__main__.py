@@ -14,6 +14,7 @@ from bench.arbitrary import compare_encoders
 from bench.beside import beside_a_job
 from bench.capacity import Load, capacity
 from bench.excess import compare_excesses
+from bench.gpu import measure_gpu
 from bench.networks import compare_networks
 from bench.overload import overload
 from bench.page import measure_page, take_pictures
@@ -25,7 +26,7 @@ from bench.settings import settings
 from bench.simulation import simulation
 from bench.soak import soak
 from service.jobs.parameters import PRESETS
-from service.models.session import cpu_quota
+from service.models.session import cpu_quota, cuda_works
 
 RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).parents[1] / "docs"
@@ -46,6 +47,7 @@ PARTS = (
     "arbitrary",
     "excess",
     "beside",
+    "gpu",
 )
 
 
@@ -70,6 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-peers", action="store_true", help="measure our own service alone: installs nothing")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     options = parser.parse_args(arguments)
+    if options.part == "gpu" and not cuda_works():
+        print("SKIPPED: this ONNX Runtime has no CUDA that works here; nothing was measured", file=sys.stderr)
+        return 1
     found = [f"# Measured on {machine()}"]
     options.out.mkdir(parents=True, exist_ok=True)
     name = f"{platform.machine()}_{cpu_quota()}_cores" + ("" if options.part == "all" else f"_{options.part}")
@@ -108,6 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found.append(compare_encoders(options.corpus, options.rounds))
     if options.part == "excess":
         found.append(compare_excesses(options.corpus, options.sheet, options.steps))
+    if options.part == "gpu":
+        found.append(measure_gpu(options.rounds, options.cell))
     if options.part == "settings":
         found.append(settings(options.rounds, options.cell))
     text = "\n\n".join(found) + "\n"

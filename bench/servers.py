@@ -24,6 +24,7 @@ CONCURRENCIES = (1, 4, 16)
 OURS = "this service"
 ALONE, IN_PROCESS = "`session.run` alone", "decode, run, encode in-process"
 OVERHEAD_MS, OVERHEAD_SHARE = 0.5, 0.05  # what the service may cost over in-process work, alone and at 16
+CELL_COLUMNS = ("requests/s", "megapixels/s", "p50, ms", "p99, ms", "CPU-s a request")
 PAUSE_S = 0.3  # between cells: what the last one left behind is done by then
 
 
@@ -92,12 +93,12 @@ def compare_servers(rounds: int, cell_s: float, side: int, peers: bool = True) -
         live = [stack.enter_context(running(server, photo)) for server in servers]
         idle_cores = _idle_cores(live)
         ask: dict[tuple[str, int], Callable[[], Cell]] = {
-            (ALONE, 1): lambda: _repeat(alone.run, cell_s / 2),
-            (IN_PROCESS, 1): lambda: _repeat(alone.stylize, cell_s),
+            (ALONE, 1): lambda: repeat(alone.run, cell_s / 2),
+            (IN_PROCESS, 1): lambda: repeat(alone.stylize, cell_s),
         }
         for server in live:
             for concurrency in CONCURRENCIES:
-                ask[server.server.name, concurrency] = _asking(server, photo, concurrency, cell_s)
+                ask[server.server.name, concurrency] = asking(server, photo, concurrency, cell_s)
         rows = {key: Row(*key) for key in ask}
         keys = sorted(ask, key=lambda key: key[1])
         for number in range(rounds):
@@ -141,7 +142,7 @@ def known_peers() -> list[Server]:
     return found
 
 
-def _asking(server: Running, photo: bytes, concurrency: int, cell_s: float) -> Callable[[], Cell]:
+def asking(server: Running, photo: bytes, concurrency: int, cell_s: float) -> Callable[[], Cell]:
     plan = Plan(server.request(photo), cell_s, concurrency)
 
     def ask() -> Cell:
@@ -160,7 +161,7 @@ def _asking(server: Running, photo: bytes, concurrency: int, cell_s: float) -> C
     return ask
 
 
-def _repeat(work: Callable[[], object], cell_s: float) -> Cell:
+def repeat(work: Callable[[], object], cell_s: float) -> Cell:
     time.sleep(PAUSE_S)
     latencies_s, cpu, started = [], time.process_time(), time.perf_counter()
     while (now := time.perf_counter()) < started + cell_s:
@@ -177,6 +178,17 @@ def _idle_cores(live: Sequence[Running]) -> float:
     return (sum(server.cpu_s() for server in live) - before) / (time.perf_counter() - started)
 
 
+def cell_columns(row: Row, side: int) -> list[str]:
+    """What a row says under CELL_COLUMNS."""
+    times = (
+        f"{row.rate:.2f}",
+        f"{row.rate * side * side / 1e6:.2f}",
+        f"{row.p50_s * 1000:.1f}",
+        f"{row.p99_s * 1000:.1f}",
+    )
+    return [*times, f"{row.cpu_s:.4f}"]
+
+
 def report(comparison: Comparison, rounds: int, cell_s: float) -> str:
     """A Markdown section: the table, and what of our goals was reached."""
     side = comparison.side
@@ -188,15 +200,13 @@ def report(comparison: Comparison, rounds: int, cell_s: float) -> str:
         f"same ONNX file, settings of ONNX Runtime ({cpu_quota()} threads, no spinning), decoder and encoder, and one",
         "process for the network.",
         "",
-        "| | clients | requests/s | megapixels/s | p50, ms | p99, ms | CPU-s a request | peak memory, MB |",
+        f"| | clients | {' | '.join(CELL_COLUMNS)} | peak memory, MB |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in comparison.rows:
         peak = comparison.peak_mb.get(row.name)
-        lines.append(
-            f"| {row.name} | {row.concurrency} | {row.rate:.2f} | {row.rate * side * side / 1e6:.2f} | "
-            f"{row.p50_s * 1000:.1f} | {row.p99_s * 1000:.1f} | {row.cpu_s:.4f} | {f'{peak:.0f}' if peak else ''} |"
-        )
+        cells = " | ".join(cell_columns(row, side))
+        lines.append(f"| {row.name} | {row.concurrency} | {cells} | {f'{peak:.0f}' if peak else ''} |")
     client = max(cell.client_cores for row in comparison.rows for cell in row.cells)
     failed = {row.name: sum(cell.failed for cell in row.cells) for row in comparison.rows}
     lost = ", ".join(f"{name} {count}" for name, count in failed.items() if count) or "none"

@@ -50,7 +50,7 @@ def _batches(rounds: int, cell_s: float) -> list[str]:
                     found.setdefault((name, side), []).append(latencies_s)
     cells = {name: [_rate(found[name, side], cell_s) for side in BATCH_SIDES] for name in BATCH_PIXELS}
     title = f"`STYLIZE_MAX_BATCH_PIXELS`: requests/s (p99 in ms), {CLIENTS} clients"
-    return _table(title, [f"{side} x {side}" for side in BATCH_SIDES], cells)
+    return table(title, [f"{side} x {side}" for side in BATCH_SIDES], cells)
 
 
 def _rate(rounds: Sequence[Sequence[float]], cell_s: float) -> str:
@@ -74,7 +74,7 @@ def _threads(rounds: int) -> list[str]:
         for name in sessions:
             cells[name].append(f"{alone[name]:.0f} / {shared[name]:.0f}")
     title = f"Threads of ONNX Runtime (shipped: {quota}, no spinning): ms alone / beside a process that wants a core"
-    return _table(title, [f"{side} x {side}" for side in RUN_SIDES], cells)
+    return table(title, [f"{side} x {side}" for side in RUN_SIDES], cells)
 
 
 def _session(threads: int, spinning: bool) -> ort.InferenceSession:
@@ -117,9 +117,9 @@ def _codecs(rounds: int) -> list[str]:
         "in full": partial(_decoded, file.getvalue(), False),
         "at reduced scale (draft), shipped": partial(_decoded, file.getvalue(), True),
     }
-    lines = _table("Encoding a 1024 x 1024 painting", ["ms", "KB"], cells)
+    lines = table("Encoding a 1024 x 1024 painting", ["ms", "KB"], cells)
     title = f"A {LARGE[0]} x {LARGE[1]} JPEG to {SMALL} px"
-    return lines + _table(title, ["ms"], {name: [f"{ms:.0f}"] for name, ms in medians_ms(decoding, rounds).items()})
+    return lines + table(title, ["ms"], {name: [f"{ms:.0f}"] for name, ms in medians_ms(decoding, rounds).items()})
 
 
 def _encoded(picture: Image.Image, format: str, **options: int) -> int:
@@ -137,6 +137,6 @@ def _decoded(content: bytes, draft: bool) -> Image.Image:
         return photo.resize(size, Image.Resampling.LANCZOS)
 
 
-def _table(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> list[str]:
+def table(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> list[str]:
     lines = [f"### {title}", "", f"| | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
     return [*lines, *(f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()), ""]

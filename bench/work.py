@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from service.images import Picture, decode, encode, open_photo
-from service.models.session import Session, cpu_quota
+from service.models.session import DEFAULT_GPU, Gpu, OnnxRuntimeProvider, Session, cpu_quota
 from service.models.store import ModelStore, StoredModel
 from service.settings import Settings
 
@@ -40,10 +40,10 @@ def shipped(name: str = MODEL) -> StoredModel:
     raise LookupError(f"{SETTINGS.model_store} holds no {name}")
 
 
-def in_process(photo: bytes) -> InProcess:
+def in_process(photo: bytes, provider: OnnxRuntimeProvider = "cpu", gpu: Gpu = DEFAULT_GPU) -> InProcess:
     """On as many threads as the service takes."""
-    model = shipped()
-    session = Session(model, "cpu", cpu_quota())
+    model = shipped().halved() if gpu.precision == "fp16" else shipped()
+    session = Session(model, provider, cpu_quota(), gpu)
     row = model.vectors[STYLE][None]
     pixels = _decoded(photo)
 

@@ -1,0 +1,43 @@
+"""What `python -m bench gpu` would do on a GPU, done in small on a CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench import gpu
+from bench.__main__ import main
+from bench.gpu import Clock, Tried
+from bench.work import shipped
+from service.models.session import cuda_works
+
+
+@pytest.mark.skipif(cuda_works(), reason="this machine has a GPU")
+def test_without_a_gpu_nothing_is_measured_and_that_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["gpu", "--out", str(tmp_path)]) == 1
+    assert "SKIPPED" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_network_and_precision_has_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "SIDES", (16,))
+    monkeypatch.setattr(gpu, "BATCHES", (1, 2))
+    table = "\n".join(gpu._precisions(1, "cpu", Clock()))
+    assert "| 1 x 16 px | 2 x 16 px |" in table
+    for row in ("multistyle, fp32", "multistyle, fp32, no kept buffers", "multistyle, tf32", "fast, fp32"):
+        assert f"| {row} |" in table
+
+
+def test_what_there_is_no_time_for_is_left_out_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "SIDES", (16,))
+    monkeypatch.setattr(gpu, "TOTAL_S", 0.0)
+    assert "no time" in "\n".join(gpu._precisions(1, "cpu", Clock()))
+    left_out = len(gpu.CHOICES) * (2 if shipped().fp16 else 1)
+    assert f"({left_out} left out for time)" in gpu._choices(1, "cpu", Clock())[0]
+
+
+def test_options_tried_go_before_those_shipped() -> None:
+    tried = Tried(precision="tf32", others={"cudnn_conv_algo_search": "EXHAUSTIVE"}).options
+    assert (tried["cudnn_conv_algo_search"], tried["use_tf32"]) == ("EXHAUSTIVE", "1")
+    assert tried["arena_extend_strategy"] == "kSameAsRequested"
