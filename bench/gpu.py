@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -39,11 +39,13 @@ SERVICES: Mapping[str, Mapping[str, str]] = {
     "fp16, runs of 8 pictures": {"STYLIZE_PRECISION": "fp16", "STYLIZE_MAX_BATCH_PIXELS": str(8 * 512**2)},
 }
 PHOTO_SIDE = 512
-CLIENTS = (1, 4, 16, 64)
+CLIENTS = (1, 64, 16, 4)  # in the order of what is to be known first
+START_S = 15.0  # of a service with its first cells
 TOTAL_S = 70.0  # all of it; what does not fit is left out, and said
-SHARES = {"precisions": 0.30, "choices": 0.50, "service": 1.0}  # of TOTAL_S: until when a section may begin a cell
+SHARES = {"precisions": 0.30, "service": 0.85, "choices": 1.0}  # of TOTAL_S: until when a section may begin a cell
 
 Device = Literal["cuda", "cpu"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -74,11 +76,11 @@ def measure_gpu(rounds: int, cell_s: float, device: Device = "cuda") -> str:
     parts: list[Callable[[], list[str]]] = [
         partial(_precisions, rounds, device, clock),
         partial(_differences, device),
-        partial(_choices, rounds, device, clock),
         partial(_service, cell_s, device, clock),
+        partial(_choices, rounds, device, clock),
     ]
     for part in parts:
-        lines = part()
+        lines = _tried(part, f"the section {part}") or []
         print("\n".join(lines), file=sys.stderr, flush=True)
         sections += lines
     return "\n".join(sections)
@@ -98,10 +100,12 @@ def _precisions(rounds: int, device: Device, clock: Clock) -> list[str]:
     for batch, side in shapes:
         feeds = {name: _feed(model, side, batch) for name, model in models.items()}
         acts = {name: partial(run, feeds[name.partition(",")[0]]) for name, run in runs.items()}
-        found = medians_ms(acts, rounds) if clock.allows("precisions") else {}
+        in_time = clock.allows("precisions")
+        found = medians_ms(_able(acts), rounds) if in_time else {}
         for name, column in cells.items():
             ms = found.get(name)
-            column.append(f"{ms:.2f} ({batch * side**2 / ms / 1000:.0f})" if ms else "no time")
+            lacking = "failed" if in_time else "no time"
+            column.append(f"{ms:.2f} ({batch * side**2 / ms / 1000:.0f})" if ms else lacking)
     columns = [f"{batch} x {side} px" for batch, side in shapes]
     return table("A run, from pixels to pixels: ms (megapixels a second)", columns, cells)
 
@@ -128,15 +132,17 @@ def _choices(rounds: int, device: Device, clock: Clock) -> list[str]:
     for precision in precisions:
         for choice, others in CHOICES.items():
             if clock.allows("choices"):
-                name = f"{precision}, {choice}"
-                before_mb = _used_mb()
-                sessions[name] = _session(model, device, Tried(precision=precision, others=others))
-                firsts = [_ms(partial(run_session, sessions[name], feed)) for feed in feeds]
-                cells[name] = [*(f"{ms:.0f}" for ms in firsts), f"{_used_mb() - before_mb:.0f}"]
+                name, before_mb = f"{precision}, {choice}", _used_mb()
+                gpu = Tried(precision=precision, others=others)
+                if session := _tried(partial(_session, model, device, gpu), name):
+                    sessions[name] = session
+                    firsts = [_tried(partial(_ms, partial(run_session, session, feed)), name) for feed in feeds]
+                    times = [f"{ms:.0f}" if ms else "failed" for ms in firsts]
+                    cells[name] = [*times, f"{_used_mb() - before_mb:.0f}"]
     for feed in feeds:
-        acts = {name: partial(run_session, session, feed) for name, session in sessions.items()}
-        for name, ms in (medians_ms(acts, rounds) if acts else {}).items():
-            cells[name].append(f"{ms:.2f}")
+        found = medians_ms(_able({name: partial(run_session, sessions[name], feed) for name in sessions}), rounds)
+        for name, column in cells.items():
+            column.append(f"{found[name]:.2f}" if name in found else "failed")
     left_out = len(CHOICES) * len(precisions) - len(cells)
     columns = [f"the first of {side} px" for side in CHOICE_SIDES] + ["MB taken"] + [f"{s} px" for s in CHOICE_SIDES]
     title = f"{model.card.name}, a run by what ONNX Runtime's provider is told, ms ({left_out} left out for time)"
@@ -148,24 +154,24 @@ def _service(cell_s: float, device: Device, clock: Clock) -> list[str]:
     rows, ready, left_out = [], {}, 0
     precisions = [precision for precision in _variants_of(shipped()) if precision != "tf32"]
     for precision in precisions:
-        row = Row(f"{IN_PROCESS}, {precision}", 1)
-        row.cells.append(repeat(in_process(photo, device, Gpu(precision=precision)).stylize, cell_s))
-        rows.append(row)
+        stylize = in_process(photo, device, Gpu(precision=precision)).stylize
+        rows.append(Row(f"{IN_PROCESS}, {precision}", 1, [repeat(stylize, cell_s)]))
     with ExitStack() as stack:
         live = {}
         for name, settings in SERVICES.items():
-            if settings.get("STYLIZE_PRECISION", "fp32") in precisions and clock.allows("service", 20):
+            if settings.get("STYLIZE_PRECISION", "fp32") in precisions and clock.allows("service", START_S):
                 server = ours(STYLIZE_PROVIDER=device, **settings)
-                live[name] = stack.enter_context(running(server, photo))
-                ready[name] = f"{live[name].ready_s:.1f} s ({name})"
+                if service := _tried(partial(stack.enter_context, running(server, photo)), name):
+                    live[name] = service
+                    ready[name] = f"{service.ready_s:.1f} s ({name})"
         for clients in CLIENTS:
             for name, service in live.items():
-                if not clock.allows("service", cell_s + 3):  # its last answers, and the services' end
+                if not clock.allows("service", cell_s):
                     left_out += 1
                     continue
-                row = Row(f"the service, {name}", clients)
-                row.cells.append(asking(service, photo, clients, cell_s)())
-                rows.append(row)
+                if cell := _tried(asking(service, photo, clients, cell_s), f"{clients} clients of {name}"):
+                    rows.append(Row(f"the service, {name}", clients, [cell]))
+    rows.sort(key=lambda row: row.concurrency)
     failed = sum(cell.failed for row in rows for cell in row.cells)
     client = max(cell.client_cores for row in rows for cell in row.cells)
     cells = {f"{row.name}, {row.concurrency}": cell_columns(row, PHOTO_SIDE) for row in rows}
@@ -194,6 +200,20 @@ def _feed(model: StoredModel, side: int, batch: int) -> dict[str, np.ndarray]:
         pixels = np.asarray(photo.convert("RGB").resize((side, side)))[None].repeat(batch, 0)
     row = next(iter(model.vectors.values()))
     return dict(zip((spec.name for spec in model.card.inputs), (pixels, row[None].repeat(batch, 0)), strict=True))
+
+
+def _able(acts: Mapping[str, Callable[[], object]]) -> dict[str, Callable[[], object]]:
+    """Those that do not fail: a GPU's memory may be too small, a provider may refuse what it is told."""
+    return {name: act for name, act in acts.items() if _tried(act, name) is not None}
+
+
+def _tried(act: Callable[[], T], name: str) -> T | None:
+    """None where it fails, which must not cost what else is measured; why is told on stderr."""
+    try:
+        return act()
+    except Exception as error:
+        print(f"FAILED: {name}: {error}", file=sys.stderr, flush=True)
+        return None
 
 
 def _ms(act: Callable[[], object]) -> float:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bench import gpu
 from bench.__main__ import main
 from bench.gpu import Clock, Tried
 from bench.work import shipped
+from service.errors import OutOfMemory
 from service.models.session import cuda_works
 
 
@@ -35,6 +38,21 @@ def test_what_there_is_no_time_for_is_left_out_and_said(monkeypatch: pytest.Monk
     assert "no time" in "\n".join(gpu._precisions(1, "cpu", Clock()))
     left_out = len(gpu.CHOICES) * (2 if shipped().fp16 else 1)
     assert f"({left_out} left out for time)" in gpu._choices(1, "cpu", Clock())[0]
+
+
+def test_what_fails_is_said_and_the_rest_is_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails_at_32(session: object, feed: dict[str, np.ndarray]) -> np.ndarray:
+        if feed["image"].shape[1] == 32:
+            raise OutOfMemory("it does not fit")
+        return feed["image"]
+
+    monkeypatch.setattr(gpu, "CHOICE_SIDES", (16, 32))
+    monkeypatch.setattr(gpu, "run_session", fails_at_32)
+    rows = [line for line in gpu._choices(1, "cpu", Clock()) if "shipped" in line]
+    assert all(re.search(r"\| \d+ \| failed \| \d+ \| \d+\.\d\d \| failed \|$", row) for row in rows)
+    assert "it does not fit" in capsys.readouterr().err
 
 
 def test_options_tried_go_before_those_shipped() -> None:

@@ -26,6 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 encoder_of(stored, "cpu", cpu_quota()).settle()
             elif stored.card.graph:
                 served(stored, "cpu", cpu_quota()).settle()
+                if stored.fp16:
+                    served(stored.halved(), "cpu", cpu_quota()).settle()
             print(f"{stored.card.label}: sound")
     except ModelRefused as error:
         print(error, file=sys.stderr)

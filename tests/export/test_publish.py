@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from export.add_style import CONFIG, add_style
 from export.data import Painting
-from export.publish import add_halved, publish
+from export.publish import add_halved, publish, write_halved
 from export.start import starting_network
 from export.to_onnx import PixelGraph, export_graph, load_graph
 from export.train import Run, TrainConfig
@@ -100,17 +100,16 @@ def test_published_model_is_given_graphs_of_fp16(
     assert np.abs(found - wanted).max() <= 2
 
 
-def test_graphs_of_fp16_that_are_too_far_off_are_refused(
-    make_trainer: MakeTrainer, paintings: list[Painting], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_graphs_of_fp16_that_are_too_far_off_are_refused_and_none_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target = tmp_path / "store" / "tiny" / "1"
-    published(make_trainer, paintings, target)
-    before = sorted(target.rglob("*"))
-    monkeypatch.setattr("export.verify.HALF_MEAN", 1e-4)
+    torch.manual_seed(0)
+    vectors = neutral_vector(TINY.network)[None].numpy()
+    photo = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    monkeypatch.setattr("export.verify.HALF_MEAN", 0.0)
     with pytest.raises(GraphDiffers, match="differs from fp32 by"):
-        add_halved(target, [PREVIEW])
-    assert sorted(target.rglob("*")) == before
-    assert stored_at(target).fp16 == {}
+        write_halved(tmp_path, PixelGraph(Transformer(TINY.network)), None, vectors, [photo])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_fp16_that_overflows_is_refused(tmp_path: Path) -> None:
