@@ -42,7 +42,7 @@ PHOTO_SIDE = 512
 CLIENTS = (1, 64, 16, 4)  # in the order of what is to be known first
 START_S = 15.0  # of a service with its first cells
 TOTAL_S = 70.0  # all of it; what does not fit is left out, and said
-SHARES = {"precisions": 0.30, "service": 0.85, "choices": 1.0}  # of TOTAL_S: until when a section may begin a cell
+SHARES = {"precisions": 0.30, "service": 0.9, "choices": 1.0}  # of TOTAL_S: until when a section may begin a cell
 
 Device = Literal["cuda", "cpu"]
 T = TypeVar("T")
