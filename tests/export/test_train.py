@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from export.data import Painting, Photos, load_picture, read_paintings
+from export.data import Painting, Photos, ahead, load_picture, read_paintings
 from export.start import starting_network
 from export.train import LOSS_NAMES, Run, TrainConfig, Trainer
+from service.gatys.perceptual import BatchLosses, LossWeights, batch_losses
 from tests.export.conftest import PHOTOS, ROOT, TINY, TINY_STUDENT, MakeTrainer
 
 KILLED_RUN = """
@@ -82,6 +83,36 @@ def test_only_what_requires_a_gradient_is_trained(make_trainer: MakeTrainer, pai
     trainer.run(until=2)
     changed = [name for name, value in trainer.network.state_dict().items() if not torch.equal(value, before[name])]
     assert changed == ["vectors"]
+
+
+def test_edges_have_a_weight_of_their_own(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer("edges", weights=LossWeights(edges=2.0))
+    photos, slots = torch.full((2, 3, 48, 48), 0.5), torch.tensor([0, 1])  # flat: there is no edge to keep
+
+    def losses(pictures: torch.Tensor, edges: float) -> BatchLosses:
+        weights = LossWeights(edges=edges)
+        return batch_losses(
+            trainer.network, trainer.vgg, weights, pictures, slots, trainer.targets.of(slots), trainer.config.border
+        )
+
+    losses(photos, 2.0).total.backward()  # type: ignore[no-untyped-call]
+    assert all(bool(p.grad.isfinite().all()) for p in trainer.network.parameters() if p.grad is not None)
+    pictures, *_ = trainer._read(0)
+    without, half, whole = (losses(pictures, weight) for weight in (0.0, 1.0, 2.0))
+    lost = float(whole.parts[LOSS_NAMES.index("edges") - 1])
+    assert 0 < lost < 2
+    assert math.isnan(float(without.parts[LOSS_NAMES.index("edges") - 1]))
+    assert float((whole.total - half.total).detach()) == pytest.approx(lost, rel=1e-3)
+    trainer.run(until=2)
+
+
+def test_pictures_are_read_ahead_in_order_and_errors_arrive() -> None:
+    assert list(ahead(lambda number: number * number, range(50))) == [number * number for number in range(50)]
+    assert list(ahead(str, [])) == []
+    reading = ahead(lambda number: 1 // (3 - number), range(10))
+    assert [next(reading), next(reading), next(reading)] == [0, 0, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(reading)
 
 
 def test_every_style_takes_its_turn(make_trainer: MakeTrainer, paintings: list[Painting]) -> None:
