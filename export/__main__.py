@@ -262,6 +262,7 @@ def _device(name: str) -> str:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda"):
         torch.backends.cudnn.benchmark = True  # a run has few shapes
+        sys.setswitchinterval(5e-4)  # s: whoever feeds the GPU does not wait for those who read pictures
         torch.set_float32_matmul_precision("high")
     return name
 

@@ -126,7 +126,7 @@ def imitation_losses(
             wanted = teacher(photos, slots)
         stylised = network(photos, slots, norms)
     imitation, spikes = (stylised - wanted).abs().mean(), torch.stack(norms).sum()
-    missing = spikes.new_tensor(math.nan)
+    missing = torch.full_like(spikes, math.nan)
     total = weights.imitation * imitation + weights.spikes * spikes
     return BatchLosses(total, torch.stack([missing, missing, missing, spikes, imitation, missing]).detach(), stylised)
 
@@ -304,14 +304,16 @@ class Trainer:
         """The pictures that a step needs, on the device, the photos first; a pure function of the step."""
         return (self._to_device(self.photos.batch(*self.config.crop(step))),)
 
-    def _to_device(self, pictures: Tensor) -> Tensor:
+    def _to_device(self, values: Tensor) -> Tensor:
+        """`values` on the device; pictures (N, 3, H, W) in its favourite layout."""
         if self.device.type == "cuda":
-            pictures = pictures.pin_memory()  # so that the copy waits for nobody
-        return pictures.to(self.device, memory_format=torch.channels_last, non_blocking=True)
+            values = values.pin_memory()  # or the copy waits until all that was asked of the GPU is done
+        memory_format = torch.channels_last if values.dim() == 4 else torch.contiguous_format
+        return values.to(self.device, memory_format=memory_format, non_blocking=True)
 
     def _styles(self, *pictures: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """What the network is told of this step's styles, a row a picture, and their targets: {layer: (N, C, C)}."""
-        slots = self.slots(self.step).to(self.device)
+        slots = self._to_device(self.slots(self.step))
         return slots, self.targets.of(slots)
 
     def _train_step(self, photos: Tensor, *others: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ def batch_losses(
     spikes = torch.stack(norms).sum()
     total = weights.style * style + weights.content * content + weights.tv * tv
     total = total + weights.overshoot * overshoot(stylised).mean() + weights.spikes * spikes
-    missing = spikes.new_tensor(math.nan)
+    missing = torch.full_like(spikes, math.nan)
     edges = missing
     if weights.edges:
         edges = 1 - edge_similarities(stylised, inside).mean()

@@ -255,8 +255,9 @@ def spike_penalty(x: Tensor) -> Tensor:
     statistics, and a droplet appears in every picture (Karras 2020, "Analyzing ... StyleGAN", section 2).
     """
     variance, mean = torch.var_mean(x.float(), dim=(2, 3), correction=0, keepdim=True)
-    normalised = (x.float() - mean) * torch.rsqrt(variance + 1e-5)
-    return (normalised.abs() - SPIKE).clamp(min=0).square().mean()
+    scale = torch.rsqrt(variance + 1e-5)
+    normalised = torch.addcmul(-mean * scale, x.float(), scale)
+    return F.softshrink(normalised, SPIKE).square().mean()
 
 
 def _exported_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
