@@ -18,7 +18,7 @@ from bench.processes import running
 from bench.servers import CELL_COLUMNS, IN_PROCESS, Row, asking, cell_columns, ours, repeat
 from bench.settings import table
 from bench.work import PHOTO, in_process, jpeg, medians_ms, shipped
-from service.models.session import Buffers, Gpu, OrtSession, Precision, open_session, run_session
+from service.models.session import Gpu, OrtSession, Precision, open_session, run_session
 from service.models.store import StoredModel
 
 NETWORKS = ("multistyle", "fast")
@@ -92,9 +92,7 @@ def _precisions(rounds: int, device: Device, clock: Clock) -> list[str]:
     for name, model in models.items():
         for precision in _variants_of(model):
             session = _session(model, device, Gpu(precision=precision))
-            runs[f"{name}, {precision}"] = Buffers(session, device).run
-            if precision != "tf32":
-                runs[f"{name}, {precision}, no kept buffers"] = partial(run_session, session)
+            runs[f"{name}, {precision}"] = partial(run_session, session)
     cells: dict[str, list[str]] = {name: [] for name in runs}
     shapes = [(batch, side) for side in SIDES for batch in BATCHES]
     for batch, side in shapes:

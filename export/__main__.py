@@ -26,7 +26,8 @@ JUDGED_PHOTOS = tuple(
 )
 SHEET_PHOTOS = (PHOTOS / "neuschwanstein.jpg", PHOTOS / "kingfisher.jpg")
 NETWORKS: dict[str, dict[str, Any]] = {
-    "multistyle": {"end_kernel": 5, "deep_width": 128, "deep_blocks": 3},
+    "multistyle": {},
+    "deep": {"end_kernel": 5, "deep_width": 128, "deep_blocks": 3},
     "classic": {"widths": (32, 64, 128)},
     "fast": {"widths": (16, 32), "end_kernel": 5, "shuffle": 2},
 }
@@ -290,7 +291,8 @@ def _parser() -> argparse.ArgumentParser:
         "--network",
         choices=tuple(NETWORKS),
         default="multistyle",
-        help="many styles in one network, Johnson's classic for one, or the small student of the first",
+        help="many styles in one network; that with a detour through an eighth of the resolution; Johnson's classic, "
+        "for one; or the small student of the first",
     )
     train.add_argument(
         "--recipe",

@@ -56,13 +56,15 @@ class PixelGraph(nn.Module):
         return self.transformer.last.convolution.weight.dtype
 
     def deployed(self) -> Self:
-        """An equal graph with the cheaper up-sampling: what is exported, while this one is what was trained."""
+        """An equal graph with the cheaper up-sampling: what is exported, while this one is what was trained.
+
+        Not that of the detour: the four phases of a flat picture differ by rounding, and the norms that follow there
+        would make a texture of it.
+        """
         copied = copy.deepcopy(self)
         transformer = copied.transformer
         up = [SubpixelConv(conv) if isinstance(conv, UpConv) else conv for conv in transformer.up]
         transformer.up = nn.ModuleList(up)
-        if transformer.config.deep_width and isinstance(transformer.deep_up, UpConv):
-            transformer.deep_up = SubpixelConv(transformer.deep_up)
         return copied
 
     def halved(self) -> Self:

@@ -149,7 +149,7 @@ class Transformer(nn.Module):
         if deep := config.deep_width:
             self.deep_down = Conv(coarsest, deep, 3, 2)
             self.deep = nn.ModuleList([Conv(deep, deep, 3) for _ in range(2 * config.deep_blocks)])
-            self.deep_up: nn.Module = UpConv(deep, coarsest, 3)
+            self.deep_up = UpConv(deep, coarsest, 3)
         self.up = nn.ModuleList([UpConv(coarse, fine, 3) for fine, coarse in reversed(steps)])
         self.last = Conv(finest, block, config.end_kernel)
         self._start_without_checkerboard()
@@ -280,7 +280,7 @@ def load_transformer(graph: bytes, label: str) -> tuple[Transformer, Tensor | No
     weights = {name.removeprefix(prefix): value for name, value in initializers.items() if name.startswith(prefix)}
     kernels = {name: value for name, value in weights.items() if name.endswith(".weight")}
     for name, kernel in kernels.items():
-        if name.startswith(("up.", "deep_up.")):
+        if name.startswith("up."):
             weights[name] = upconv_weight(kernel)
             bias = name.replace(".weight", ".bias")
             weights[bias] = weights[bias][::4].clone()
