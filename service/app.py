@@ -58,11 +58,9 @@ def create_app(settings: Settings, tracer: Tracer | None = None) -> FastAPI:
     metrics.build_info.labels(__version__, settings.commit).set(1)
     inference = ThreadPoolExecutor(1, "inference")
     codec = ThreadPoolExecutor(threads, "codec")
-    admission = Admission(settings.max_queue_pixels, metrics)
+    admission = Admission(settings.max_queue_pixels, metrics, lanes=threads)
     store = ModelStore(settings.model_store)
-    batcher = Batcher(
-        admission, inference, codec, metrics, settings.max_batch_pixels, settings.max_wait_ms, lanes=threads
-    )
+    batcher = Batcher(admission, inference, codec, metrics, settings.max_batch_pixels, settings.max_wait_ms)
     gpu_mem_limit_bytes = settings.gpu_mem_limit_bytes
     packs = PackFolder(settings.own_styles)
     engine = Engine(

@@ -203,13 +203,13 @@ class Stylizer:
 
     @asynccontextmanager
     async def within(self, deadline_s: float | None, watch: Stopwatch) -> AsyncIterator[None]:
-        """Bound the block in time. What it was doing is dropped, and it raises DeadlineExceeded; a ClientGone that
-        passes is counted."""
+        """Bound the block in time. What it was doing is dropped, and it raises DeadlineExceeded; a ClientGone, or a
+        DeadlineExceeded from within, is counted as it passes."""
         deadline = asyncio.timeout(deadline_s)
         try:
             async with deadline:
                 yield
-        except ClientGone:
+        except (ClientGone, DeadlineExceeded):
             self._metrics.abandoned.labels(watch.stage).inc()
             raise
         except TimeoutError as error:
