@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -43,7 +42,7 @@ from service.painting import check_film, decode_masks, decode_moving, finished, 
 from service.routes.accept import negotiate
 from service.routes.jobs import accepted
 from service.routes.openapi import STYLIZE
-from service.routes.upload import Upload, UploadLimits, read_upload
+from service.routes.upload import Upload, Uploads, received, take_what_came
 from service.schemas import StylizeFields
 
 T = TypeVar("T")
@@ -261,9 +260,9 @@ class StylizeRoute(APIRoute):
     """``POST /stylize``. FastAPI describes it; answering, its stack would cost more than all else that is done outside
     the codec and the network, and a request that reads itself needs nothing of it."""
 
-    def __init__(self, stylizer: Stylizer, limits: UploadLimits) -> None:
+    def __init__(self, stylizer: Stylizer, uploads: Uploads) -> None:
         self._stylizer = stylizer
-        self._limits = limits
+        self._uploads = uploads
         super().__init__(
             "/stylize", self._answer, methods=["POST"], summary="Stylise a photo", name="stylize",
             response_class=Response, **STYLIZE,
@@ -286,22 +285,12 @@ class StylizeRoute(APIRoute):
         try:
             self._stylizer.check(give_up)
         except Saturated:
-            await _take_what_came(request.receive)
+            await take_what_came(request.receive)
             raise
-        async with self._stylizer.within(deadline_s, watch):
-            upload = await read_upload(request, self._limits)
+        async with self._stylizer.within(deadline_s, watch), received(request, self._uploads) as upload:
             upload.fields.extend(deadline_header)
             async with while_connected(request):
                 return await self._stylizer.answer(upload, request.headers.get("accept"), client, watch, give_up)
-
-
-async def _take_what_came(receive: Receive) -> None:
-    """The rest of a body that has arrived with its head: its connection can be kept then. Waits for nothing."""
-    more = True
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(0):
-            while more:
-                more = (await receive()).get("more_body", False)
 
 
 @asynccontextmanager
