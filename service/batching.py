@@ -120,10 +120,11 @@ class Margin:
     """How many times as long as expected answers take, all but one in a hundred; learnt from those that had to wait.
 
     Without it a full queue is as long as the deadline, and half of what is in it comes just too late. What is late
-    is told a whole queue after it was admitted, hence LEAST: a shorter queue costs nothing, a late answer a run.
+    is told a whole queue after it was admitted, hence LEAST: a shorter queue costs nothing, a late answer a run. A
+    shared machine's speed changes by a fifth from one second to the next (measured: with 1.25 some 2 % were late).
     """
 
-    LEAST = 1.25
+    LEAST = 1.5
     STEP = 1.1  # up after an answer beyond it; down by a 99th of that after one within: so it finds its quantile
     QUANTILE = 0.99
     MOST = 4.0

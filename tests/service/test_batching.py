@@ -503,16 +503,16 @@ def test_where_answers_came_late_less_is_promised(monkeypatch: pytest.MonkeyPatc
             return False
 
     with admission.admit(network, 10_000):  # a second of work is ahead of everybody else
-        assert promised(2.5)
+        assert promised(3)
         assert not promised(1.5)
         for _ in range(10):
             with admission.admit(network, 10_000):
                 now[0] += 6
-        assert not promised(2.5)
-        assert promised(7)
+        assert not promised(3)
+        assert promised(8)
         for _ in range(5000):
-            assert promised(7)  # answered at once
-        assert promised(2.5)
+            assert promised(8)  # answered at once
+        assert promised(3)
     assert promised(0.5)  # an idle service tries
 
 
