@@ -30,7 +30,7 @@ from service.errors import (
     Saturated,
     TooManyPixels,
 )
-from service.images import FORMATS, AnyFormat, Format, Photo, decode, encode, media_type, open_photo
+from service.images import FORMATS, AnyFormat, Format, Photo, decode, encode, media_type, open_at_once, open_photo
 from service.jobs.job import Order
 from service.jobs.parameters import VECTORS_FILE, LargeParameters, packed_vectors
 from service.jobs.supervisor import Supervisor
@@ -123,7 +123,9 @@ class Stylizer:
         with watch.time("decode"):
             animation = await self._animation(upload.image)
             if animation is None:
-                photo = await self._in_codec(open_photo, upload.image, self._limits.max_pixels)
+                photo = open_at_once(upload.image, self._limits.max_pixels) or await self._in_codec(
+                    open_photo, upload.image, self._limits.max_pixels
+                )
             # A thread's turn costs more than most requests would use it for.
             mask = await self._in_codec(open_mask, upload.files, self._limits.max_pixels) if upload.files else None
         known = model
