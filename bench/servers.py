@@ -268,6 +268,6 @@ def plot(comparison: Comparison, path: Path) -> None:
     for axes in (rates, tails):
         axes.set_xticks(range(len(CONCURRENCIES)), [str(concurrency) for concurrency in CONCURRENCIES])
         axes.set_xlabel(f"clients at once, {comparison.side} x {comparison.side} px")
-    rates.legend(fontsize="small")
+    figure.legend(*rates.get_legend_handles_labels(), loc="outside upper center", ncols=len(names) + 1)  # hides no bar
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

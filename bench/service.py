@@ -1,4 +1,4 @@
-"""The running service by itself: time to readiness, memory."""
+"""The running service by itself: time to readiness, memory, and how soon a run is stopped."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import time
 from bench.load import Plan, fire
 from bench.processes import running
 from bench.servers import ours
+from bench.stopping import measure_stops
 from bench.work import jpeg
 
 MANY_S = 30.0
+STOPS = 9
 
 
 def measure_service(duration_s: float = MANY_S) -> str:
-    """A Markdown section on readiness, and on memory after large pictures."""
+    """A Markdown section on readiness, on memory after large pictures, and on runs that are stopped."""
     large = jpeg(1184, 888)  # 1.05 megapixels
     with running(ours(), jpeg(64, 64)) as service:
         answered = len(fire(Plan(service.request(large), duration_s)).shots)
@@ -27,5 +29,6 @@ def measure_service(duration_s: float = MANY_S) -> str:
             f"* First picture {service.ready_s:.1f} s after the start of the process, with the shipped store.",
             f"* Resident memory right after {answered} requests of 1 megapixel: {resident:.0f} MB; 2 s later "
             f"{settled:.0f} MB.",
+            measure_stops(STOPS),
         ]
     )

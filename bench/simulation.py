@@ -6,13 +6,19 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bench.fleet import Autoscaler, Moment, Replica, Totals, Traffic, by_minute, simulate
+from bench.overload import GOODPUT
 from bench.work import SETTINGS, in_process, jpeg
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 SIDES = (256, 512, 1024)
 SHARES = (0.5, 0.35, 0.15)
@@ -41,9 +47,9 @@ def simulation(results: Path, prefix: str, picture: Path) -> str:
     overload = (results / f"{prefix}_overload.md").read_text()
     replica = measured_replica((results / f"{prefix}_capacity.md").read_text(), overload)
     jobs = measured_jobs((results / f"{prefix}_redis.md").read_text())
-    beside = validation(overload)
+    beside = validated(overload)
     scenes = {target: [_day(replica, target), _burst(replica, target)] for target in TARGETS}
-    plot([scene for pair in scenes.values() for scene in pair], picture)
+    plot([scene for pair in scenes.values() for scene in pair], beside, picture)
     mix = ", ".join(f"{share:.0%} of {side} px" for side, share in zip(SIDES, SHARES, strict=True))
     lines = [
         "## Simulation",
@@ -53,7 +59,7 @@ def simulation(results: Path, prefix: str, picture: Path) -> str:
         f"{DEADLINE_S:g} s; refused clients come back twice. A replica answers "
         f"{PULL_S + READY_S:g} s after it was wanted (assumed but for {READY_S:g} s). Seed {SEED}.",
         "",
-        *beside,
+        *beside.report(),
         "",
         "### Scaled by the HPA",
         "",
@@ -99,7 +105,43 @@ def measured_jobs(redis: str) -> str:
     )
 
 
-def validation(overload: str) -> list[str]:
+@dataclass(frozen=True)
+class Overloaded:
+    """What became of one replica's overload: the share of its capacity that was answered in time, in %, the answers'
+    quantiles in ms, and how many were late."""
+
+    share: float
+    p50_ms: float
+    p99_ms: float
+    late: int
+
+    def row(self, name: str) -> str:
+        return f"| {name} | {self.share:.1f} % | {self.p50_ms:.0f} | {self.p99_ms:.0f} | {self.late} |"
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The same load, measured and simulated."""
+
+    offered: float
+    duration_s: int
+    measured: Overloaded
+    simulated: Overloaded
+
+    def report(self) -> list[str]:
+        return [
+            f"### One replica, offered {self.offered:g} requests/s for {self.duration_s} s: is the simulation true?",
+            "",
+            "| | of its capacity answered in time | p50 in ms | p99 in ms | late |",
+            "|---|---|---|---|---|",
+            self.measured.row("measured"),
+            self.simulated.row("simulated"),
+            "",
+            "Runs take as long as expected, which real ones do not; what else differs is not known.",
+        ]
+
+
+def validated(overload: str) -> Validation:
     """One replica, simulated with the capacity and load that ``bench overload`` measured, beside what came of it."""
     head = re.search(r"capacity for (\d+) s, (\d+) x \d+, deadline (\d+) ms", overload)
     rates = re.search(r"\): ([\d.]+) requests/s; offered (\d+\.?\d*)\.\s", overload)
@@ -115,17 +157,12 @@ def validation(overload: str) -> list[str]:
     totals = simulate(replica, traffic, 1, SEED)
     late = int(found.group(1)) if (found := re.search(r"504: (\d+)", overload)) else 0
     simulated = totals.answered / (duration_s + deadline_ms / 1000) / capacity
-    return [
-        f"### One replica, offered {offered:g} requests/s for {duration_s} s: is the simulation true?",
-        "",
-        "| | of its capacity answered in time | p50 in ms | p99 in ms | late |",
-        "|---|---|---|---|---|",
-        f"| measured | {share[1]} % | {tails[1]} | {tails[2]} | {late} |",
-        f"| simulated | {100 * simulated:.1f} % | {1000 * totals.quantile_s(0.5):.0f} | "
-        f"{1000 * totals.quantile_s(0.99):.0f} | {totals.late} |",
-        "",
-        "Runs take as long as expected, which real ones do not; what else differs is not known.",
-    ]
+    return Validation(
+        offered,
+        duration_s,
+        Overloaded(float(share[1]), float(tails[1]), float(tails[2]), late),
+        Overloaded(100 * simulated, 1000 * totals.quantile_s(0.5), 1000 * totals.quantile_s(0.99), totals.late),
+    )
 
 
 def day(rate: float, of_s: float) -> float:
@@ -223,17 +260,20 @@ def _network() -> list[str]:
     ]
 
 
-def plot(scenes: list[Scene], path: Path) -> None:
-    """Rates, tails and replicas by the minute, a column a scene."""
+def plot(scenes: list[Scene], beside: Validation, path: Path) -> None:
+    """One replica's overload, measured and simulated; rates, tails and replicas by the minute, a column a scene."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    widths = [0.6, *[1.0] * len(scenes)]
+    size = (5.5 * sum(widths), 8.0)
     figure, rows = pyplot.subplots(
-        3, len(scenes), figsize=(5.5 * len(scenes), 8), layout="constrained", squeeze=False, sharex="col"
+        3, len(widths), figsize=size, layout="constrained", squeeze=False, sharex="col", width_ratios=widths
     )
-    for column, scene in enumerate(scenes):
+    _plot_beside([row[0] for row in rows], beside)
+    for column, scene in enumerate(scenes, 1):
         rates, tails, replicas = (row[column] for row in rows)
         minutes = [_Minute.of(minute, moments) for minute, moments in by_minute(scene.totals.moments)]
         hours = scene.traffic.duration_s > 7200
@@ -256,6 +296,23 @@ def plot(scenes: list[Scene], path: Path) -> None:
         tails.legend(fontsize="small")
     figure.savefig(path, dpi=100)
     pyplot.close(figure)
+
+
+def _plot_beside(column: Sequence[Axes], beside: Validation) -> None:
+    names, both = ["measured", "simulated"], [beside.measured, beside.simulated]
+    share, tails, late = column
+    share.set_title(f"one replica, {beside.offered:g}/s")
+    share.bar(names, [one.share for one in both])
+    share.axhline(100 * GOODPUT, color="black", linewidth=0.8, linestyle="--")
+    share.set_ylabel("% of capacity, in time")
+    tails.bar([-0.2, 0.8], [one.p50_ms / 1000 for one in both], 0.4, label="p50")
+    tails.bar([0.2, 1.2], [one.p99_ms / 1000 for one in both], 0.4, label="p99")
+    tails.margins(y=0.25)  # room for the legend
+    tails.legend(fontsize="small", loc="upper center", ncols=2)
+    tails.set_ylabel("seconds")
+    late.bar(names, [one.late for one in both])
+    late.set_ylim(0, max(1, *(1.05 * one.late for one in both)))
+    late.set_ylabel("late")
 
 
 @dataclass(frozen=True)

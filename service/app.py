@@ -39,7 +39,7 @@ from service.routes.ops import ops_router
 from service.routes.pages import pages_router, web_files
 from service.routes.styles import styles_router
 from service.routes.stylize import PictureLimits, Stylizer, StylizeRoute
-from service.routes.upload import UploadLimits
+from service.routes.upload import Uploads
 from service.routes.writers import Writers
 from service.settings import Settings
 from service.tracing import Tracer
@@ -58,11 +58,9 @@ def create_app(settings: Settings, tracer: Tracer | None = None) -> FastAPI:
     metrics.build_info.labels(__version__, settings.commit).set(1)
     inference = ThreadPoolExecutor(1, "inference")
     codec = ThreadPoolExecutor(threads, "codec")
-    admission = Admission(settings.max_queue_pixels, metrics)
+    admission = Admission(settings.max_queue_pixels, metrics, lanes=threads)
     store = ModelStore(settings.model_store)
-    batcher = Batcher(
-        admission, inference, codec, metrics, settings.max_batch_pixels, settings.max_wait_ms, lanes=threads
-    )
+    batcher = Batcher(admission, inference, codec, metrics, settings.max_batch_pixels, settings.max_wait_ms)
     gpu = Gpu(settings.gpu_mem_limit_bytes, settings.precision)
     packs = PackFolder(settings.own_styles)
     engine = Engine(store, settings.provider, threads, admission, batcher, inference, metrics, packs, gpu)
@@ -90,7 +88,7 @@ def create_app(settings: Settings, tracer: Tracer | None = None) -> FastAPI:
     job_limits = JobLimits(settings.max_pixels, settings.max_side, settings.max_iterations)
     desk = OrderDesk(engine, settings.model_store, webhooks, codec, job_limits)
     refinements = Refinements(engine, supervisor, encodings, packs, codec, settings.max_pixels)
-    uploads = UploadLimits(settings.max_upload_bytes, settings.upload_timeout_s)
+    uploads = Uploads(settings.max_upload_bytes, settings.upload_timeout_s, settings.max_held_bytes)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

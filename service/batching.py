@@ -20,7 +20,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from service.errors import Saturated
+from service.errors import DeadlineExceeded, Saturated
 from service.metrics import Metrics, Stopwatch
 
 log = logging.getLogger(__name__)
@@ -92,6 +92,11 @@ class Latency:
         self._weight = 0.0
         self._sums = np.zeros(4)  # of 1/x, t/x, (1/x)^2 and (1/x)(t/x)
 
+    @property
+    def learnt(self) -> bool:
+        """Whether it has ever seen a run."""
+        return self._weight > 0
+
     def predict(self, pixels: int) -> float:
         """Seconds; 0 before anything was learnt."""
         return self._a * max(pixels, self.SMALLEST) / 1e6 + self._b
@@ -115,10 +120,11 @@ class Margin:
     """How many times as long as expected answers take, all but one in a hundred; learnt from those that had to wait.
 
     Without it a full queue is as long as the deadline, and half of what is in it comes just too late. What is late
-    is told a whole queue after it was admitted, hence LEAST: a shorter queue costs nothing, a late answer a run.
+    is told a whole queue after it was admitted, hence LEAST: a shorter queue costs nothing, a late answer a run. A
+    shared machine's speed changes by a fifth from one second to the next (measured: with 1.25 some 2 % were late).
     """
 
-    LEAST = 1.25
+    LEAST = 1.5
     STEP = 1.1  # up after an answer beyond it; down by a 99th of that after one within: so it finds its quantile
     QUANTILE = 0.99
     MOST = 4.0
@@ -132,36 +138,61 @@ class Margin:
         self.factor = min(max(self.factor * step, self.LEAST), self.MOST)
 
 
+@dataclass(frozen=True)
+class Expected:
+    """What a run is expected to take: ``own_s`` from its start to its end, and ``queue_s`` of the time of those behind
+    it, which is less where others run beside it."""
+
+    own_s: float
+    queue_s: float
+
+
 class Place:
     """A picture's claim on the queue: it counts as waiting until its run starts or it leaves."""
 
-    def __init__(self, admission: Admission, pixels: int, expected_s: float) -> None:
+    def __init__(self, admission: Admission, pixels: int, expected: Expected, give_up: float | None) -> None:
         self.pixels = pixels
-        self.expected_s = expected_s
+        self._expected = expected
+        self._give_up = give_up
         self._admission = admission
         self._waiting = True
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether its deadline would pass during its run, if that began now."""
+        return self._give_up is not None and time.monotonic() + self._expected.own_s > self._give_up
 
     def leave_queue(self) -> None:
         """The run starts, or nobody wants it any more. Once is enough, twice does no harm."""
         if self._waiting:
             self._waiting = False
             self._admission.waiting_pixels -= self.pixels
-            self._admission.waiting_s -= self.expected_s
+            self._admission.waiting_s -= self._expected.queue_s
+
+
+@dataclass(frozen=True, eq=False)
+class _Going:
+    """A run that goes on: when it should end by the monotonic clock, beside how many others at most."""
+
+    end: float
+    width: int
 
 
 class Admission:
-    """The bound on waiting work, in pixels, over all models. To be used from the event loop alone, hence exact."""
+    """The bound on waiting work, in pixels, over all models. Small runs go in ``lanes`` beside each other. To be used
+    from the event loop alone, hence exact."""
 
-    def __init__(self, max_pixels: int, metrics: Metrics) -> None:
+    def __init__(self, max_pixels: int, metrics: Metrics, lanes: int = 1) -> None:
+        self.lanes = lanes
         self._max_pixels = max_pixels
         self._metrics = metrics
         metrics.capacity.set(max_pixels)
-        self._runs: dict[tuple[str, str], Latency] = {}
-        self._busy_until = 0.0
+        self._runs: dict[tuple[str, str, bool], Latency] = {}  # by model, provider, and whether in a lane
+        self._going: set[_Going] = set()
         self._margin = Margin()
         self.codec = Latency()  # decoding and encoding, by the pixels of the result
         self.waiting_pixels = 0
-        self.waiting_s = 0.0  # what the waiting is expected to run for, one by one
+        self.waiting_s = 0.0  # how long the waiting are expected to keep the next one waiting
 
     @contextmanager
     def admit(self, network: Network, pixels: int, give_up: float | None = None) -> Iterator[Place]:
@@ -169,26 +200,30 @@ class Admission:
 
         Raises Saturated where they do not fit, or cannot be done in time.
         """
-        expected_s = self.expected_s(network, pixels)
+        expected = self.expected(network, pixels)
         self._check_room(pixels)
-        ahead_s, own_s = self._busy_s() + self.waiting_s, expected_s + self.codec.predict(pixels)
+        ahead_s, own_s = self._busy_s() + self.waiting_s, expected.own_s + self.codec.predict(pixels)
         admitted = time.monotonic()
         if give_up is not None:
             self._check_time(ahead_s, own_s, give_up - admitted)
         self.waiting_pixels += pixels
-        self.waiting_s += expected_s
+        self.waiting_s += expected.queue_s
         self._metrics.in_flight.inc(pixels)
-        place = Place(self, pixels, expected_s)
-        answered = False
+        place = Place(self, pixels, expected, give_up)
+        took_s: float | None = None  # of those that left, nothing is known
         try:
             yield place
-            answered = True
+            took_s = time.monotonic() - admitted
+        except DeadlineExceeded:
+            took_s = math.inf
+            raise
         finally:
             self._metrics.in_flight.dec(pixels)
             place.leave_queue()
-            now = time.monotonic()
-            if ahead_s > 0 and (answered or (give_up is not None and now >= give_up)):
-                self._margin.learn(ahead_s + own_s, now - admitted)
+            if give_up is not None and time.monotonic() >= give_up:
+                took_s = math.inf
+            if ahead_s > 0 and took_s is not None:
+                self._margin.learn(ahead_s + own_s, took_s)
 
     def check(self, give_up: float | None) -> None:
         """To be asked before anything of a request is read: under load most of the work would be refusing.
@@ -199,17 +234,27 @@ class Admission:
         if give_up is not None:
             self._check_time(self._busy_s() + self.waiting_s, 0.0, give_up - time.monotonic())
 
-    def expected_s(self, network: Network, pixels: int) -> float:
-        """How long a run is expected to take, in seconds."""
-        return self._latency(network).predict(pixels)
+    def expected(self, network: Network, pixels: int) -> Expected:
+        """Of a picture that has to wait: a small one goes in a lane then. A full queue goes by as many at a time as
+        there are lanes, but each of them takes its own time."""
+        lane = pixels <= network.lane_pixels
+        own_s = self._run_s(network, pixels, lane)
+        return Expected(own_s, own_s / self.lanes if lane else own_s)
 
-    def learn(self, network: Network, pixels: int, duration_s: float) -> None:
-        """A run took so long. Its pixels are those of every row."""
-        self._latency(network).learn(pixels, duration_s)
+    def learn(self, network: Network, pixels: int, duration_s: float, *, lane: bool = False) -> None:
+        """A run took so long, with all that its thread did for it. Its pixels are those of every row."""
+        self._latency(network, lane).learn(pixels, duration_s)
 
-    def occupy(self, duration_s: float) -> None:
-        """A run starts that is expected to last so long; 0 where it has ended."""
-        self._busy_until = time.monotonic() + duration_s
+    @contextmanager
+    def running(self, network: Network, pixels: int, *, lane: bool) -> Iterator[None]:
+        """Such a run goes on while the block lasts."""
+        end = time.monotonic() + self._run_s(network, pixels, lane)
+        going = _Going(end, self.lanes if lane else 1)
+        self._going.add(going)
+        try:
+            yield
+        finally:
+            self._going.remove(going)
 
     def _check_room(self, pixels: int) -> None:
         excess = self.waiting_pixels + pixels - self._max_pixels
@@ -231,10 +276,19 @@ class Admission:
             )
 
     def _busy_s(self) -> float:
-        return max(0.0, self._busy_until - time.monotonic())
+        """How long what runs now is expected to keep the next one waiting."""
+        now = time.monotonic()
+        return sum(max(0.0, going.end - now) / going.width for going in self._going)
 
-    def _latency(self, network: Network) -> Latency:
-        return self._runs.setdefault((network.name, network.provider), Latency())
+    def _run_s(self, network: Network, pixels: int, lane: bool) -> float:
+        """A run's expected duration; on one thread as much as on all of them together, until one was measured."""
+        latency = self._latency(network, lane)
+        if lane and not latency.learnt:
+            return self.lanes * self._run_s(network, pixels, False)
+        return latency.predict(pixels)
+
+    def _latency(self, network: Network, lane: bool) -> Latency:
+        return self._runs.setdefault((network.name, network.provider, lane), Latency())
 
 
 @dataclass(eq=False)
@@ -295,8 +349,8 @@ class Batcher:
     A batch has at most ``max_pixels``, every row counted; a picture beyond that runs alone. The oldest picture in line
     goes next, after ``max_wait_ms`` at most for others to join it; at 0 a batch is what came during the run before.
 
-    Where several small batches wait they run beside each other in ``lanes``, a thread each: a run on every thread
-    leaves them idle at each node's end.
+    Where several small batches wait they run beside each other in lanes, a thread each: a run on every thread leaves
+    them idle at each node's end. One whose deadline would pass during its run gives way to those behind it.
     """
 
     def __init__(
@@ -307,7 +361,6 @@ class Batcher:
         metrics: Metrics,
         max_pixels: int,
         max_wait_ms: float,
-        lanes: int,
     ) -> None:
         self._admission = admission
         self._executor = executor
@@ -318,8 +371,8 @@ class Batcher:
         self._lines: dict[Hashable, list[_Item]] = {}  # never empty ones; each in the order of arrival
         self._change = asyncio.Event()  # something has come, or a lane is free
         self._running: list[_Running] = []
-        self._lanes = lanes
-        self._lane_threads = ThreadPoolExecutor(lanes, "lane")
+        self._lanes = admission.lanes
+        self._lane_threads = ThreadPoolExecutor(self._lanes, "lane")
         self._in_lanes: set[asyncio.Task[None]] = set()
         self._worker: asyncio.Task[None] | None = None
         self._unsettled: set[Network] = set()
@@ -434,6 +487,10 @@ class Batcher:
         """The oldest item and those that may share its run; none where all have left."""
         while self._lines:
             oldest = self._oldest
+            if oldest.place.is_hopeless and self._has_company(oldest):
+                late = DeadlineExceeded("the deadline would pass during the run; allow for more time")
+                self._take(oldest).result.set_exception(late)
+                continue
             mates = self._mates(self._lines[oldest.key])
             left_s = oldest.arrived + self._max_wait_s - time.perf_counter()
             if left_s <= 0 or sum(item.place.pixels for item in mates) >= self._max_pixels:
@@ -445,6 +502,10 @@ class Batcher:
             except TimeoutError:
                 pass
         return []
+
+    def _has_company(self, item: _Item) -> bool:
+        """Whether others wait too: an item alone is tried whatever is expected, for that may be wrong."""
+        return len(self._lines) > 1 or len(self._lines[item.key]) > 1
 
     def _mates(self, line: list[_Item]) -> list[_Item]:
         """What shares a run with the first in line: within the budget, and leaving as much to every other lane."""
@@ -477,28 +538,27 @@ class Batcher:
         self._unsettled.add(network)
         running = _Running(batch, network.begin(lane=lane))
         pixels = sum(item.place.pixels for item in batch)
-        self._admission.occupy(self._admission.expected_s(network, pixels))
         for item in batch:
             item.start()
         loop = asyncio.get_running_loop()
         self._running.append(running)
+        started = time.perf_counter()
         try:
             threads = self._lane_threads if lane else self._executor
-            results, duration_s = await loop.run_in_executor(threads, _carried_out, running.run, batch)
+            with self._admission.running(network, pixels, lane=lane):
+                results, duration_s = await loop.run_in_executor(threads, _carried_out, running.run, batch)
         finally:
             self._running.remove(running)
-            if not self._running:
-                self._admission.occupy(0.0)
         for item, result in zip(batch, results, strict=True):
             if not item.result.done():
                 item.result.set_result(result)
-        rows = sum(len(item.work.rows) for item in batch)
-        loop.call_soon(self._record, network, pixels, rows, duration_s, lane)  # after the answers' next step
+        rows, turn_s = sum(len(item.work.rows) for item in batch), time.perf_counter() - started
+        loop.call_soon(self._record, network, pixels, rows, duration_s, turn_s, lane)  # after the answers' next step
 
-    def _record(self, network: Network, pixels: int, rows: int, duration_s: float, lane: bool) -> None:
+    def _record(self, network: Network, pixels: int, rows: int, duration_s: float, turn_s: float, lane: bool) -> None:
+        """``turn_s`` is what a queue goes by: the run, what was decoded and encoded with it, and the threads' turns."""
         with _never_fatal():
-            # A full queue goes by as many at a time as there are lanes.
-            self._admission.learn(network, pixels, duration_s / self._lanes if lane else duration_s)
+            self._admission.learn(network, pixels, turn_s, lane=lane)
             self._metrics.batch_size.labels(network.name).observe(rows)
             self._metrics.inference_duration.labels(network.name, network.provider).observe(duration_s)
 

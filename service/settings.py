@@ -48,6 +48,9 @@ class Settings(BaseModel):
         description="of networks on a GPU; `fp16` where a model has such a graph, else `tf32`; a CPU always has fp32",
     )
     max_upload_bytes: int = Field(default=32 * 2**20, ge=1, description="largest request body, in bytes")
+    max_held_bytes: int = Field(
+        default=2**28, ge=1, description="most bytes of all bodies that are at work at once; beyond it requests get 503"
+    )
     upload_timeout_s: float = Field(
         default=30.0, gt=0, allow_inf_nan=False, description="longest time that an upload may take, in seconds"
     )
@@ -150,6 +153,15 @@ class Settings(BaseModel):
             raise ValueError(
                 f"{PREFIX}MAX_QUEUE_PIXELS={self.max_queue_pixels} cannot hold one picture of "
                 f"{PREFIX}SYNC_MAX_PIXELS={self.sync_max_pixels} twice: raise it to {needed} or lower the other"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _largest_upload_can_be_held(self) -> Self:
+        if self.max_held_bytes < self.max_upload_bytes:
+            raise ValueError(
+                f"{PREFIX}MAX_HELD_BYTES={self.max_held_bytes} cannot hold one upload of "
+                f"{PREFIX}MAX_UPLOAD_BYTES={self.max_upload_bytes}: raise it or lower the other"
             )
         return self
 

@@ -6,7 +6,7 @@ import pytest
 
 from bench.fleet import Autoscaler, Replica, Totals, Traffic, simulate
 from bench.redis import measure_redis
-from bench.simulation import measured_jobs, measured_refusal_s, measured_replica, validation
+from bench.simulation import measured_jobs, measured_refusal_s, measured_replica, validated
 
 SIDE = 100
 RUN_S = 0.01
@@ -108,7 +108,7 @@ def test_what_bench_measured_is_read_and_nothing_else() -> None:
     refusing = "* A refusal costs 0.85 ms: 1000 of them delay a large picture by so much each."
     found = measured_replica("* A picture of x megapixels takes 476 x + 12 ms.", refusing)
     assert (found.a_s, found.b_s, found.refusal_s) == (0.476, 0.012, 0.00085)
-    for read in (partial(measured_replica, overload=refusing), measured_refusal_s, measured_jobs, validation):
+    for read in (partial(measured_replica, overload=refusing), measured_refusal_s, measured_jobs, validated):
         with pytest.raises(ValueError, match="run python -m bench"):
             read("# Measured on nothing")
 

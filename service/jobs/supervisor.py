@@ -14,6 +14,7 @@ import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -29,9 +30,11 @@ CANCEL_GRACE_S = 1.5  # for a worker to notice; then it is killed, for the contr
 SWEEP_S = 30.0
 AWAY_S = 1.0  # before a queue that was away is asked again
 FAILED_START_S = 5.0  # before a worker that did not even start is replaced
+SURPRISE_S = 1.0  # before a duty that ended by a bug is begun anew
 REMEDY = "install the extra 'gatys' (torch and safetensors) and restart the service"
 
 OpenQueue = Callable[[], JobQueue]
+Duty = Callable[[], Coroutine[None, None, None]]
 End = Literal["done", "died", "cancelled", "time_limit"]
 
 
@@ -110,7 +113,7 @@ class Supervisor:
             log.error("no jobs: %s", error)
             yield
             return
-        self._tasks = [asyncio.create_task(duty) for duty in self._duties()]
+        self._tasks = [asyncio.create_task(_lasting(duty)) for duty in self._duties()]
         try:
             yield
         finally:
@@ -119,10 +122,10 @@ class Supervisor:
             await asyncio.gather(*self._tasks, return_exceptions=True)
             self._queue.close()
 
-    def _duties(self) -> list[Coroutine[None, None, None]]:
+    def _duties(self) -> list[Duty]:
         """What goes on for as long as the service does."""
-        duties = [self._slot() for _ in range(self._crew.workers)] + [self._sweep()]
-        return duties + ([self._webhooks.deliver(self.queue)] if self._webhooks else [])
+        duties: list[Duty] = [*[self._slot] * self._crew.workers, self._sweep]
+        return [*duties, partial(self._webhooks.deliver, self.queue)] if self._webhooks else duties
 
     async def submitted(self) -> None:
         """There is something to do."""
@@ -193,7 +196,17 @@ class Supervisor:
                         await self._died(lease, f"at its start, {error}")
                         await asyncio.sleep(FAILED_START_S)
                         continue
-                    if await self._do(worker, lease) != "done":
+                    except Exception as error:
+                        await self._died(lease, f"at its start, by a bug, {error!r}")
+                        raise
+                    try:
+                        end = await self._do(worker, lease)
+                    except Exception as error:  # before another worker may have the job, this one must be gone
+                        await worker.kill()
+                        self._metrics.worker_restarts.labels("died").inc()
+                        await self._died(lease, f"with its supervisor's place, by a bug, {error!r}")
+                        raise
+                    if end != "done":
                         worker = None
         finally:
             if worker:
@@ -295,6 +308,16 @@ class Supervisor:
             yield
         finally:
             gauge.dec()
+
+
+async def _lasting(duty: Duty) -> None:
+    """A duty for as long as the service lasts: whatever nobody thought of is told, and it is begun anew."""
+    while True:
+        try:
+            await duty()
+        except Exception:
+            log.exception("a bug: one of the jobs' duties ended, and is begun anew in %g s", SURPRISE_S)
+        await asyncio.sleep(SURPRISE_S)
 
 
 class _Worker:

@@ -28,7 +28,7 @@ from service.orders import FILES, MIN_SIDE, PAINTING, GatysFields, JobView, Offe
 from service.routes.accept import negotiate
 from service.routes.conditional import matches
 from service.routes.openapi import GATYS
-from service.routes.upload import Upload, UploadLimits, read_upload
+from service.routes.upload import Upload, Uploads, received
 
 T = TypeVar("T")
 
@@ -124,14 +124,14 @@ class OrderDesk:
         return await asyncio.get_running_loop().run_in_executor(self._codec, step, *arguments)
 
 
-def jobs_router(desk: OrderDesk, supervisor: Supervisor, limits: UploadLimits) -> APIRouter:
+def jobs_router(desk: OrderDesk, supervisor: Supervisor, uploads: Uploads) -> APIRouter:
     router = APIRouter()
 
     @router.post("/gatys", summary="Optimise a picture", status_code=202, response_model=JobView, **GATYS)
     async def gatys(request: Request) -> Response:
         supervisor.check_available()
-        order = await desk.order(await read_upload(request, limits, FILES, (), (PAINTING,)), request)
-        return await accepted(supervisor, order)
+        async with received(request, uploads, FILES, (), (PAINTING,)) as upload:
+            return await accepted(supervisor, await desk.order(upload, request))
 
     @router.get("/jobs/{id}", summary="A job", response_model=JobView)
     async def get_job(id: str) -> Response:

@@ -17,7 +17,7 @@ from service.refinements import Refinements, StyleFields
 from service.routes.conditional import matches
 from service.routes.jobs import job_answer
 from service.routes.openapi import STYLES
-from service.routes.upload import UploadLimits, read_upload
+from service.routes.upload import Upload, Uploads, received
 from service.routes.writers import Writers
 from service.schemas import Style, Styles
 
@@ -32,7 +32,7 @@ _ZIP: dict[int | str, dict[str, Any]] = {200: {"content": {"application/zip": {}
 _PAINTING: dict[int | str, dict[str, Any]] = {200: {"content": {"image/*": {}}, "description": "An image file."}}
 
 
-def styles_router(engine: Engine, refinements: Refinements, writers: Writers, limits: UploadLimits) -> APIRouter:
+def styles_router(engine: Engine, refinements: Refinements, writers: Writers, uploads: Uploads) -> APIRouter:
     router = APIRouter()
 
     @router.get("/styles", summary="Every style", response_model=Styles)
@@ -44,7 +44,10 @@ def styles_router(engine: Engine, refinements: Refinements, writers: Writers, li
     @router.post("/styles", summary="A style of one's own", response_model=Style | JobView, **STYLES)
     async def add_style(request: Request) -> Response:
         writers.check(request)
-        upload = await read_upload(request, limits, (PACK, PAINTING), image=None)
+        async with received(request, uploads, (PACK, PAINTING), image=None) as upload:
+            return await added(upload, request.client.host if request.client else "unknown")
+
+    async def added(upload: Upload, client: str) -> Response:
         if PACK in upload.files and not (PAINTING in upload.files or upload.fields or upload.offences):
             name = await refinements.install(upload.files[PACK])
             style = _style(_first_choice(name, engine.catalog).styles[name], engine.catalog)
@@ -56,7 +59,6 @@ def styles_router(engine: Engine, refinements: Refinements, writers: Writers, li
         elif PAINTING not in upload.files:
             offences.append(Offence(PAINTING, "required: a picture, as a file; or the file pack alone"))
         fields = StyleFields.read(upload.fields, engine.catalog, offences)
-        client = request.client.host if request.client else "unknown"
         return job_answer(await refinements.submit(upload.files[PAINTING], fields, client), 202)
 
     @router.delete("/styles/{name}", summary="Delete a style of one's own", status_code=204, response_class=Response)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -31,7 +30,7 @@ from service.errors import (
     Saturated,
     TooManyPixels,
 )
-from service.images import FORMATS, AnyFormat, Format, Photo, decode, encode, media_type, open_photo
+from service.images import FORMATS, AnyFormat, Format, Photo, decode, encode, media_type, open_at_once, open_photo
 from service.jobs.job import Order
 from service.jobs.parameters import VECTORS_FILE, LargeParameters, packed_vectors
 from service.jobs.supervisor import Supervisor
@@ -43,7 +42,7 @@ from service.painting import check_film, decode_masks, decode_moving, finished, 
 from service.routes.accept import negotiate
 from service.routes.jobs import accepted
 from service.routes.openapi import STYLIZE
-from service.routes.upload import Upload, UploadLimits, read_upload
+from service.routes.upload import Upload, Uploads, received, take_what_came
 from service.schemas import StylizeFields
 
 T = TypeVar("T")
@@ -124,7 +123,7 @@ class Stylizer:
         with watch.time("decode"):
             animation = await self._animation(upload.image)
             if animation is None:
-                photo = await self._in_codec(open_photo, upload.image, self._limits.max_pixels)
+                photo = await self._opened(upload.image)
             # A thread's turn costs more than most requests would use it for.
             mask = await self._in_codec(open_mask, upload.files, self._limits.max_pixels) if upload.files else None
         known = model
@@ -194,6 +193,10 @@ class Stylizer:
             with watch.time("encode"):
                 return await self._in_codec(encode, image[None])
 
+    async def _opened(self, content: bytes) -> Photo:
+        max_pixels = self._limits.max_pixels
+        return open_at_once(content, max_pixels) or await self._in_codec(open_photo, content, max_pixels)
+
     async def _animation(self, content: bytes) -> Animation | None:
         """What moves, and any GIF; None where it is a photo."""
         if not may_be_animation(content):
@@ -203,13 +206,13 @@ class Stylizer:
 
     @asynccontextmanager
     async def within(self, deadline_s: float | None, watch: Stopwatch) -> AsyncIterator[None]:
-        """Bound the block in time. What it was doing is dropped, and it raises DeadlineExceeded; a ClientGone that
-        passes is counted."""
+        """Bound the block in time. What it was doing is dropped, and it raises DeadlineExceeded; a ClientGone, or a
+        DeadlineExceeded from within, is counted as it passes."""
         deadline = asyncio.timeout(deadline_s)
         try:
             async with deadline:
                 yield
-        except ClientGone:
+        except (ClientGone, DeadlineExceeded):
             self._metrics.abandoned.labels(watch.stage).inc()
             raise
         except TimeoutError as error:
@@ -261,9 +264,9 @@ class StylizeRoute(APIRoute):
     """``POST /stylize``. FastAPI describes it; answering, its stack would cost more than all else that is done outside
     the codec and the network, and a request that reads itself needs nothing of it."""
 
-    def __init__(self, stylizer: Stylizer, limits: UploadLimits) -> None:
+    def __init__(self, stylizer: Stylizer, uploads: Uploads) -> None:
         self._stylizer = stylizer
-        self._limits = limits
+        self._uploads = uploads
         super().__init__(
             "/stylize", self._answer, methods=["POST"], summary="Stylise a photo", name="stylize",
             response_class=Response, **STYLIZE,
@@ -286,22 +289,12 @@ class StylizeRoute(APIRoute):
         try:
             self._stylizer.check(give_up)
         except Saturated:
-            await _take_what_came(request.receive)
+            await take_what_came(request.receive)
             raise
-        async with self._stylizer.within(deadline_s, watch):
-            upload = await read_upload(request, self._limits)
+        async with self._stylizer.within(deadline_s, watch), received(request, self._uploads) as upload:
             upload.fields.extend(deadline_header)
             async with while_connected(request):
                 return await self._stylizer.answer(upload, request.headers.get("accept"), client, watch, give_up)
-
-
-async def _take_what_came(receive: Receive) -> None:
-    """The rest of a body that has arrived with its head: its connection can be kept then. Waits for nothing."""
-    more = True
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(0):
-            while more:
-                more = (await receive()).get("more_body", False)
 
 
 @asynccontextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import select
 import signal
 import socket
 import statistics
@@ -162,6 +163,48 @@ def test_a_half_closed_socket_is_cut(service: Live) -> None:
         connection.sendall(request(PNG, "style=red")[:-10])
         connection.shutdown(socket.SHUT_WR)
         assert rest(connection) == b""
+
+
+def test_all_uploads_together_are_bounded_and_a_small_one_still_fits(toy_store: Path) -> None:
+    limits = {"STYLIZE_MAX_UPLOAD_BYTES": "400000", "STYLIZE_MAX_HELD_BYTES": "1000000"}
+    large = request(b"x" * 400_000, "style=red")
+    with live(STYLIZE_MODEL_STORE=str(toy_store), **limits) as running:
+        with ExitStack() as uploads:
+            for _ in range(2):
+                uploads.enter_context(connect(running)).sendall(large[:-1])  # the last byte does not come
+            wait_for(b" 503 ", running, large)
+            refused = asked(running, large[:-400_000])  # the head alone: it is not read
+            assert refused.startswith(b"HTTP/1.1 503 ")
+            assert b"connection: close" in refused
+            assert re.search(rb"retry-after: [1-9]", refused)
+            assert b" 200 " in asked(running, request(PNG, "style=red"))
+        wait_for(b" 400 ", running, large)  # it is read, and is no image
+        with ExitStack() as uploads:
+            unannounced = [uploads.enter_context(connect(running)) for _ in range(8)]
+            for upload in unannounced:
+                with suppress(OSError):
+                    upload.sendall(b"POST /stylize?style=red HTTP/1.1\r\n" + CHUNKED)
+                    upload.sendall(b"493e0\r\n" + b"x" * 300_000 + b"\r\n")
+            give_up = time.monotonic() + PATIENCE_S
+            while len(ended := select.select(unannounced, [], [], 0.02)[0]) < 5:
+                assert time.monotonic() < give_up
+            assert len(ended) == 5  # and three are held
+        wait_for(b" 400 ", running, large)
+
+
+def asked(service: Live, wire: bytes) -> bytes:
+    """What comes first of an answer, or nothing."""
+    with connect(service) as connection, suppress(ConnectionResetError, BrokenPipeError):
+        connection.sendall(wire)
+        return connection.recv(65536)
+    return b""
+
+
+def wait_for(status: bytes, service: Live, wire: bytes) -> None:
+    give_up = time.monotonic() + PATIENCE_S
+    while status not in (answer := asked(service, wire)):
+        assert time.monotonic() < give_up, answer
+        time.sleep(0.02)
 
 
 def test_neighbours_wait_no_longer_under_bad_input(service: Live) -> None:

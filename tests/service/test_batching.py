@@ -3,14 +3,15 @@ import threading
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import pytest
 
-from service.batching import Admission, Batcher, Latency, Margin, Work
-from service.errors import InvalidImage, Saturated
+from service.batching import Admission, Batcher, Expected, Latency, Margin, Work
+from service.errors import DeadlineExceeded, InvalidImage, Saturated
 from service.metrics import Metrics, Stopwatch
 from service.models.catalog import ServedModel, served
 from service.models.session import Session
@@ -80,9 +81,9 @@ class Bench:
 
     def __init__(self, max_waiting: int = 10_000, max_pixels: int = 100, max_wait_ms: float = 0) -> None:
         self.metrics = Metrics()
-        self.admission = Admission(max_waiting, self.metrics)
+        self.admission = Admission(max_waiting, self.metrics, lanes=2)
         run, codec = ThreadPoolExecutor(4, "run"), ThreadPoolExecutor(2, "codec")
-        self.batcher = Batcher(self.admission, run, codec, self.metrics, max_pixels, max_wait_ms, lanes=2)
+        self.batcher = Batcher(self.admission, run, codec, self.metrics, max_pixels, max_wait_ms)
         self.peak = 0
 
     async def submit(
@@ -502,16 +503,16 @@ def test_where_answers_came_late_less_is_promised(monkeypatch: pytest.MonkeyPatc
             return False
 
     with admission.admit(network, 10_000):  # a second of work is ahead of everybody else
-        assert promised(2.5)
+        assert promised(3)
         assert not promised(1.5)
         for _ in range(10):
             with admission.admit(network, 10_000):
                 now[0] += 6
-        assert not promised(2.5)
-        assert promised(7)
+        assert not promised(3)
+        assert promised(8)
         for _ in range(5000):
-            assert promised(7)  # answered at once
-        assert promised(2.5)
+            assert promised(8)  # answered at once
+        assert promised(3)
     assert promised(0.5)  # an idle service tries
 
 
@@ -526,6 +527,88 @@ def test_a_deadline_that_cannot_be_met_is_refused_at_once_and_an_idle_service_tr
         with admission.admit(network, 10_000, now + 60):
             pass
     assert admission.waiting_pixels == 0
+
+
+def test_in_lanes_a_queue_goes_by_faster_than_a_run_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    network, admission = Network(), Admission(10**6, Metrics(), lanes=2)
+    network.lane_pixels = 10_000
+    admission.learn(network, 10_000, 1.5)  # on every thread
+    assert admission.expected(network, 10_000) == Expected(own_s=3.0, queue_s=1.5)  # as slow as a thread can be
+    admission.learn(network, 10_000, 2.0, lane=True)
+    assert admission.expected(network, 10_000) == Expected(own_s=2.0, queue_s=1.0)
+    assert admission.expected(network, 20_000) == Expected(own_s=3.0, queue_s=3.0)  # too large for a lane
+
+    def promised(deadline_s: float) -> bool:
+        try:
+            with admission.admit(network, 10_000, now[0] + deadline_s):
+                return True
+        except Saturated:
+            return False
+
+    with ExitStack() as queue:
+        for _ in range(2):
+            queue.enter_context(admission.running(network, 10_000, lane=True))
+        for _ in range(4):
+            queue.enter_context(admission.admit(network, 10_000))
+        assert not promised(Margin.LEAST * 7.9)  # six runs ahead, two at a time, and its own
+        assert promised(Margin.LEAST * 8.1)
+        now[0] = 1.0  # half of what runs is done
+        assert not promised(Margin.LEAST * 6.9)
+        assert promised(Margin.LEAST * 7.1)
+    with admission.running(network, 20_000, lane=False):
+        assert not promised(Margin.LEAST * 4.9)
+        assert promised(Margin.LEAST * 5.1)
+
+
+def test_what_is_learnt_of_a_run_beside_another_is_its_whole_time() -> None:
+    network, bench = Network(), Bench(max_pixels=0)
+    network.lane_pixels = 10
+
+    async def scene() -> None:
+        first = await bench.occupied(network)
+        waiting = [bench.task(network) for _ in range(2)]
+        await asyncio.sleep(0)
+        first.cancel()  # stops it: the two begin, beside each other
+        while network.running != 2 or len(network.lanes) < 3:
+            await asyncio.sleep(0.005)
+        await asyncio.sleep(0.2)
+        network.go.set()
+        await asyncio.gather(*waiting)
+        await asyncio.sleep(0)
+
+    play(scene())
+    expected = bench.admission.expected(network, 10)
+    assert expected.own_s >= 0.2
+    assert expected.queue_s == expected.own_s / 2
+
+
+def test_one_whose_deadline_would_pass_during_its_run_gives_way_and_one_alone_is_tried() -> None:
+    network, bench = Network(), Bench(max_pixels=0)
+    bench.admission.learn(network, 10, 5.0)
+
+    async def submit(value: int, deadline_s: float) -> np.ndarray:
+        image, row = np.full((2, 5, 3), value, np.uint8), np.zeros((1, 1), np.float32)
+        with bench.admission.admit(network, 10, time.monotonic() + deadline_s) as place:
+            return await bench.batcher.submit(network, place, image, row, Stopwatch())
+
+    async def scene() -> None:
+        alone = asyncio.create_task(submit(1, 2.0))  # hopeless, but nobody else would gain
+        assert await asyncio.to_thread(network.started.wait, PATIENCE_S)
+        bench.admission._margin.factor = 0.0  # let anything in
+        hopeless, hopeful = (asyncio.create_task(submit(value, deadline_s)) for value, deadline_s in ((2, 4), (3, 60)))
+        await asyncio.sleep(0)
+        network.go.set()
+        assert (await alone).max() == 254
+        with pytest.raises(DeadlineExceeded):
+            await hopeless
+        assert (await hopeful).max() == 252
+
+    play(scene())
+    assert network.batches == [1, 1]
+    assert bench.admission.waiting_pixels == 0
+    assert bench.admission._margin.factor > 0  # it has learnt of it
 
 
 @pytest.mark.parametrize("size", [(64, 64), (65, 47), (33, 120)])
@@ -545,8 +628,8 @@ def test_batches_of_the_shipped_network_have_the_very_bits_of_single_runs(size: 
     async def scene() -> None:
         for count in range(1, 5):
             metrics = Metrics()
-            admission = Admission(10**6, metrics)
-            batcher = Batcher(admission, ThreadPoolExecutor(1), ThreadPoolExecutor(1), metrics, 10**6, 600_000, lanes=2)
+            admission = Admission(10**6, metrics, lanes=2)
+            batcher = Batcher(admission, ThreadPoolExecutor(1), ThreadPoolExecutor(1), metrics, 10**6, 600_000)
             batcher._max_pixels = sum(len(its) for its in rows[:count]) * size[0] * size[1]  # full: it waits no more
 
             async def submit(index: int, admission: Admission = admission, batcher: Batcher = batcher) -> np.ndarray:

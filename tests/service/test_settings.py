@@ -19,6 +19,7 @@ def test_settings_come_from_the_environment_and_others_variables_are_left_alone(
         ("STYLIZE_UPLOAD_TIMEOUT_S", "nan"),
         ("STYLIZE_MAX_PIXELS", "0"),
         ("STYLIZE_MAX_QUEUE_PIXELS", "1000"),
+        ("STYLIZE_MAX_HELD_BYTES", "1000"),
     ],
 )
 def test_an_unknown_or_malformed_variable_stops_the_start_by_name(name: str, value: str) -> None:

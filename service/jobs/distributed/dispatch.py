@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Sequence
 
 from service.errors import ModelRefused, NotReady, ServiceError
 from service.jobs.distributed.queue import DistributedQueue, Misplaced
 from service.jobs.distributed.tally import End
 from service.jobs.job import FINAL
-from service.jobs.supervisor import AWAY_S, Crew, Supervisor
+from service.jobs.supervisor import AWAY_S, Crew, Duty, Supervisor
 from service.jobs.webhook import Webhooks
 from service.metrics import Metrics
 
@@ -66,9 +66,8 @@ class Dispatch(Supervisor):
         async with super().running():
             yield
 
-    def _duties(self) -> list[Coroutine[None, None, None]]:
-        duties = [self._sweep()]
-        return duties + ([self._lasting(self._webhooks.deliver)] if self._webhooks else [])
+    def _duties(self) -> list[Duty]:
+        return [self._sweep, self._deliver] if self._webhooks else [self._sweep]
 
     def _on_told(self, job_id: str, what: str) -> None:
         for each in [job_id] if job_id else list(self._told):
@@ -120,11 +119,12 @@ class Dispatch(Supervisor):
                 log.error("jobs: %s", trouble)
         self._troubles = troubles
 
-    async def _lasting(self, duty: Callable[[DistributedQueue], Coroutine[None, None, None]]) -> None:
-        """Whatever becomes of the queue meanwhile."""
+    async def _deliver(self) -> None:
+        """Webhooks, whatever becomes of the queue meanwhile."""
+        assert self._webhooks is not None
         while True:
             try:
-                await duty(self._distributed)
+                await self._webhooks.deliver(self._distributed)
             except ServiceError as error:
                 log.warning("webhooks wait: %s", error)
                 await asyncio.sleep(AWAY_S)
