@@ -28,7 +28,7 @@ def test_every_network_and_precision_has_a_row(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(gpu, "BATCHES", (1, 2))
     table = "\n".join(gpu._precisions(1, "cpu", Clock()))
     assert "| 1 x 16 px | 2 x 16 px |" in table
-    for row in ("multistyle, fp32", "multistyle, fp32, no kept buffers", "multistyle, tf32", "fast, fp32"):
+    for row in ("multistyle, fp32", "multistyle, tf32", "multistyle, fp16", "fast, fp32"):
         assert f"| {row} |" in table
 
 

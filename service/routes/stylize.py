@@ -195,7 +195,8 @@ class Stylizer:
 
     async def _opened(self, content: bytes) -> Photo:
         max_pixels = self._limits.max_pixels
-        return open_at_once(content, max_pixels) or await self._in_codec(open_photo, content, max_pixels)
+        photo = open_at_once(content, max_pixels)
+        return photo if photo else await self._in_codec(open_photo, content, max_pixels)
 
     async def _animation(self, content: bytes) -> Animation | None:
         """What moves, and any GIF; None where it is a photo."""
