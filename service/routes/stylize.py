@@ -30,7 +30,7 @@ from service.errors import (
     Saturated,
     TooManyPixels,
 )
-from service.images import FORMATS, AnyFormat, Format, Photo, decode, encode, media_type, open_photo
+from service.images import FORMATS, AnyFormat, Format, Photo, decode, encode, media_type, open_at_once, open_photo
 from service.jobs.job import Order
 from service.jobs.parameters import VECTORS_FILE, LargeParameters, packed_vectors
 from service.jobs.supervisor import Supervisor
@@ -123,7 +123,7 @@ class Stylizer:
         with watch.time("decode"):
             animation = await self._animation(upload.image)
             if animation is None:
-                photo = await self._in_codec(open_photo, upload.image, self._limits.max_pixels)
+                photo = await self._photo(upload.image)
             # A thread's turn costs more than most requests would use it for.
             mask = await self._in_codec(open_mask, upload.files, self._limits.max_pixels) if upload.files else None
         known = model
@@ -192,6 +192,12 @@ class Stylizer:
                 image, encode = await self._in_codec(work.decode)
             with watch.time("encode"):
                 return await self._in_codec(encode, image[None])
+
+    async def _photo(self, content: bytes) -> Photo:
+        """Its header."""
+        if photo := open_at_once(content, self._limits.max_pixels):
+            return photo
+        return await self._in_codec(open_photo, content, self._limits.max_pixels)
 
     async def _animation(self, content: bytes) -> Animation | None:
         """What moves, and any GIF; None where it is a photo."""

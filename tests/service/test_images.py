@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from service.errors import InvalidImage, ServiceError, TooManyPixels, UnsupportedMediaType
-from service.images import Picture, decode, encode, open_photo
+from service.images import GLANCE_BYTES, Picture, decode, encode, open_at_once, open_photo
 from tests.service.pictures import encoded, gradient, pixels, png_header
 
 MANY = 50_000_000
@@ -202,3 +202,35 @@ def test_transparency_is_kept_in_png_and_webp_and_shown_on_white_in_jpeg() -> No
     assert pixels(encode(picture, "png", 90))[0, 0].tolist() == [100, 100, 100, 0]
     assert pixels(encode(picture, "webp", 90))[0, 0, 3] == 0
     assert pixels(encode(picture, "jpeg", 90))[0, 0].tolist() == [255, 255, 255]
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"quality": 100, "subsampling": 0}])
+def test_a_jpeg_opened_at_once_is_the_very_picture(orientation: int, options: dict[str, Any]) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encoded(np.random.default_rng(0).integers(0, 256, (120, 200, 3), np.uint8), "JPEG", exif=exif, **options)
+    assert len(content) > GLANCE_BYTES
+    at_once, opened = open_at_once(content, MANY), open_photo(content, MANY)
+    assert at_once
+    assert (at_once.width, at_once.height, at_once.format) == (opened.width, opened.height, "jpeg")
+    size = opened.width, opened.height
+    assert np.array_equal(decode(at_once, size).rgb, decode(opened, size).rgb)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff\xd8" + b"\xff\xfe\x00\x02" * 10**6,  # a header of a million parts
+        encoded(gradient(64, 48), "JPEG", icc_profile=b"x" * 2 * GLANCE_BYTES),
+        encoded(gradient(64, 48), "JPEG")[:200],
+        encoded(gradient(64, 48), "PNG"),
+        b"",
+    ],
+)
+def test_what_takes_longer_to_open_is_not_opened_at_once(content: bytes) -> None:
+    assert open_at_once(content, MANY) is None
+
+
+def test_too_many_pixels_are_not_opened_at_once_either() -> None:
+    assert open_at_once(encoded(gradient(64, 48), "JPEG"), 64 * 48 - 1) is None
