@@ -123,7 +123,7 @@ class Stylizer:
         with watch.time("decode"):
             animation = await self._animation(upload.image)
             if animation is None:
-                photo = await self._opened(upload.image)
+                photo = await self._photo(upload.image)
             # A thread's turn costs more than most requests would use it for.
             mask = await self._in_codec(open_mask, upload.files, self._limits.max_pixels) if upload.files else None
         known = model
@@ -193,10 +193,11 @@ class Stylizer:
             with watch.time("encode"):
                 return await self._in_codec(encode, image[None])
 
-    async def _opened(self, content: bytes) -> Photo:
-        max_pixels = self._limits.max_pixels
-        photo = open_at_once(content, max_pixels)
-        return photo if photo else await self._in_codec(open_photo, content, max_pixels)
+    async def _photo(self, content: bytes) -> Photo:
+        """Its header."""
+        if photo := open_at_once(content, self._limits.max_pixels):
+            return photo
+        return await self._in_codec(open_photo, content, self._limits.max_pixels)
 
     async def _animation(self, content: bytes) -> Animation | None:
         """What moves, and any GIF; None where it is a photo."""
