@@ -3,7 +3,8 @@
 Johnson, Alahi & Fei-Fei 2016 with instance norm (Ulyanov 2016), resize-convolutions instead of transposed ones
 (Odena 2016: no checkerboard), and conditional instance norm (Dumoulin 2017): the scales and shifts of all norms are
 the style. A classic network for one style is the same network with its one vector built in. The fast one takes blocks
-of 2 x 2 pixels as channels (space-to-depth, Shi 2016) and so never works on the full picture.
+of 2 x 2 pixels as channels (space-to-depth, Shi 2016) and so never works on the full picture. The deep one takes a
+detour through an eighth of the resolution.
 """
 
 from __future__ import annotations

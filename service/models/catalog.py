@@ -131,8 +131,10 @@ def served(
     if gpu.precision == "fp16" and gives_cuda(provider):
         stored = _halved(stored)
 
+    label = stored.card.label  # open_graph stays, and would keep all files of the model in memory with it
+
     def open_graph(graph: bytes) -> OrtSession:
-        return open_session(stored.card.label, graph, provider, threads, gpu)
+        return open_session(label, graph, provider, threads, gpu)
 
     session = Session(stored, provider, threads, gpu)
     lane = Session(stored, provider, 1) if lanes and session.provider == "cpu" and threads > 1 else None
