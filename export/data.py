@@ -20,6 +20,7 @@ from torch import Tensor
 
 from service.gatys.pictures import read_picture, square_crop, to_tensor
 
+MOST_FRAME = 0.9  # of a painting's width or height
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 Item = TypeVar("Item")
 Read = TypeVar("Read")
@@ -28,7 +29,11 @@ CROPPED = (0.7, 1.7)  # side of what is cut out over the crop's: enlarged, a pho
 
 @dataclass(frozen=True)
 class Painting:
-    """A painting to learn a style from; `credit` is the source and the licence of the reproduction."""
+    """A painting to learn a style from; `credit` is the source and the licence of the reproduction.
+
+    `frame`: how much of the file's width and height is no painting, at its left, top, right and bottom, 0-1. A network
+    that sees far would learn it and draw it along the borders of photos.
+    """
 
     name: str
     path: Path
@@ -37,12 +42,21 @@ class Painting:
     year: str
     credit: str
     may_ship: bool = False
+    frame: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+
+    def canvas(self, short_side: int) -> Image.Image:
+        """What is learnt from: the file, its shorter side scaled to `short_side` px, without the frame."""
+        picture = scaled(read_picture(self.path), short_side)
+        left, top, right, bottom = self.frame
+        (width, height), (x, y) = picture.size, (1 - right, 1 - bottom)
+        return picture.crop((round(left * width), round(top * height), round(x * width), round(y * height)))
 
 
 def read_paintings(manifest: Path, folder: Path, names: Sequence[str] | None = None) -> list[Painting]:
     """The paintings that the manifest (TOML, a table a style) describes and `folder` holds, in the manifest's order.
 
-    Raises ValueError for a name that the manifest lacks, FileNotFoundError for a picture that the folder lacks.
+    Raises ValueError for a name that the manifest lacks or a frame that leaves nothing, FileNotFoundError for a picture
+    that the folder lacks.
     """
     tables = tomllib.loads(manifest.read_text())
     chosen = list(tables) if names is None else list(names)
@@ -54,7 +68,12 @@ def read_paintings(manifest: Path, folder: Path, names: Sequence[str] | None = N
         path = folder / table.pop("file")
         if not path.is_file():
             raise FileNotFoundError(f"the painting of {name} is not at {path}")
-        paintings.append(Painting(name=name, path=path, **table))
+        frame = tuple(table.pop("frame", Painting.frame))
+        if len(frame) != 4 or min(frame) < 0 or max(frame[0] + frame[2], frame[1] + frame[3]) > MOST_FRAME:
+            raise ValueError(
+                f"the frame of {name} is left, top, right and bottom, two sides at most {MOST_FRAME}: {frame}"
+            )
+        paintings.append(Painting(name=name, path=path, frame=frame, **table))
     return paintings
 
 

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from export.data import Painting, scaled
+from export.data import Painting
 from export.networks.discriminator import Discriminator, hinge_losses
 from export.train import LOSS_NAMES, TrainConfig, Trainer
 from service.gatys.perceptual import BatchLosses
-from service.gatys.pictures import read_picture, square_crop, to_tensor
+from service.gatys.pictures import square_crop, to_tensor
 
 STREAM = 5  # of random numbers: photos, slots and the corpus have others
 ZOOM = (1.0, 1.25)  # side of what is cut out of a painting over the patch's: strokes keep their size, or nearly
@@ -43,7 +43,7 @@ class PaintedPatches:
     """Crops of the paintings, in the scale that their Grams are taken at: what the discriminator takes for real."""
 
     def __init__(self, paintings: Sequence[Painting], short_side: int, seed: int) -> None:
-        self.pictures = [scaled(read_picture(painting.path), short_side) for painting in paintings]
+        self.pictures = [painting.canvas(short_side) for painting in paintings]
         self.seed = seed
 
     def batch(self, step: int, slots: Sequence[int], side: int) -> Tensor:

@@ -12,7 +12,6 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from export.data import Painting, Photos, ahead, load_picture
+from export.data import Painting, Photos, ahead
 from export.sheet import loss_curve, sample_sheet
 from service.gatys.losses import (
     TRAINING_CONTENT_LAYER,
@@ -30,6 +29,7 @@ from service.gatys.losses import (
     grams_of,
 )
 from service.gatys.perceptual import BatchLosses, LossWeights, batch_losses, learning_rate, moving_average
+from service.gatys.pictures import to_tensor
 from service.gatys.transformer import Transformer, TransformerConfig, neutral_vector
 from service.gatys.vgg import VGG
 
@@ -98,7 +98,7 @@ class StyleTargets:
     def __init__(self, vgg: VGG, paintings: Sequence[Painting], side: int) -> None:
         rows = [
             grams_of(
-                vgg(load_picture(p.path, short_side=side).to(vgg.mean.device), TRAINING_STYLE_LAYERS),
+                vgg(to_tensor(np.asarray(p.canvas(side))[None]).to(vgg.mean.device), TRAINING_STYLE_LAYERS),
                 TRAINING_STYLE_LAYERS,
             )
             for p in paintings
@@ -198,7 +198,7 @@ class Trainer:
         self.photo_vector: Tensor | None = None  # (D,), learnt when the styles are
         self.history: list[tuple[float, ...]] = []  # step, then loss_names: means over LOG_EVERY steps
         self.teacher = None if teacher is None else teacher.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        compile_: Callable[..., Losses] = partial(torch.compile, dynamic=False) if compiled else lambda losses: losses
+        compile_: Callable[..., Losses] = _compiled if compiled else lambda losses: losses
         self._batch_losses, self._imitation_losses = compile_(batch_losses), compile_(imitation_losses)
         folder.mkdir(parents=True, exist_ok=True)
         self._prepare()
@@ -260,7 +260,14 @@ class Trainer:
         )
 
     def save(self) -> None:
-        """Writes the checkpoint atomically, and the losses so far as CSV and PNG."""
+        """Writes the checkpoint atomically, and the losses so far as CSV and PNG.
+
+        Raises FloatingPointError, and leaves the checkpoint before as it is, where a weight is no number any more.
+        """
+        if broken := [name for name, value in self.average.items() if not value.isfinite().all()]:
+            raise FloatingPointError(
+                f"after {self.step} steps {', '.join(broken[:3])} and others are no numbers any more"
+            )
         partial = self.checkpoint_path.with_suffix(".partial")
         torch.save(self._state(), partial)
         os.replace(partial, self.checkpoint_path)
@@ -381,6 +388,13 @@ class Run:
     def vectors(self) -> dict[str, Tensor]:
         """The vector, (D,), of every style."""
         return dict(zip(self.styles, self.network.vectors.detach(), strict=True))
+
+
+def _compiled(losses: Losses) -> Losses:
+    """torch.compile, for AVX2: in torch 2.13's code for AVX-512 gradients of the deep network were no numbers."""
+    torch._inductor.config.cpp.simdlen = 256
+    compiled: Losses = torch.compile(losses, dynamic=False)
+    return compiled
 
 
 def last_losses(state: Mapping[str, Any]) -> dict[str, float]:

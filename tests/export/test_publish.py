@@ -246,6 +246,24 @@ def test_pictures_of_a_batch_do_not_see_each_other() -> None:
     torch.testing.assert_close(together[1:2], alone, rtol=1e-4, atol=1e-5)
 
 
+def test_what_a_norm_adds_to_a_sum_is_taken_out_again_and_never_learnt() -> None:
+    """A channel's mean before the norms stays where its deviation is, or half precision would lose the picture."""
+    torch.manual_seed(0)
+    network = Transformer(TINY.network)
+    config, vector = network.config, neutral_vector(TINY.network)
+    first = 2 * (sum(config.widths) + config.widths[-1])  # the numbers before those of the first block's second norm
+    shifts = slice(first + config.widths[-1], first + 2 * config.widths[-1])
+    photos, shifted = torch.rand(1, 3, 32, 48), vector.clone()
+    shifted[shifts] += 1000
+    style = shifted[None].requires_grad_()
+    stylised = network(photos, style)
+    torch.testing.assert_close(stylised, network(photos, vector[None]), rtol=0, atol=0)
+    stylised.square().mean().backward()
+    assert style.grad is not None
+    assert not style.grad[0, shifts].any()
+    assert style.grad[0, first : first + config.widths[-1]].all()  # its scales are learnt
+
+
 def test_conditional_norm_is_instance_norm_with_the_styles_scale_and_shift() -> None:
     x, scale, shift = torch.randn(2, 3, 8, 9) * 5 + 2, torch.randn(2, 3), torch.randn(2, 3)
     plain = torch.nn.functional.instance_norm(x, eps=EPSILON)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from export.data import Painting, Photos, ahead, load_picture, read_paintings
 from export.start import starting_network
@@ -206,6 +207,33 @@ def test_manifest_names_what_it_lacks(tmp_path: Path) -> None:
         read_paintings(manifest, tmp_path, ["nonsense"])
     with pytest.raises(FileNotFoundError, match="starry_night"):
         read_paintings(manifest, tmp_path, ["starry_night"])
+
+
+def test_frame_of_a_painting_is_not_learnt(paintings: list[Painting], tmp_path: Path) -> None:
+    (painting, *_) = paintings
+    framed = Image.new("RGB", (120, 90), "white")
+    with Image.open(painting.path) as picture:
+        framed.paste(picture, (12, 9))  # 96 x 72: a tenth on every side
+    framed.save(tmp_path / "framed.png")
+    table = 'file = "framed.png"\ntitle = ""\nartist = ""\nyear = ""\ncredit = ""\nframe = '
+    manifest = tmp_path / "styles.toml"
+    manifest.write_text(f"[framed]\n{table}[0.1, 0.1, 0.1, 0.1]")
+    (found,) = read_paintings(manifest, tmp_path)
+    assert found.canvas(90).tobytes() == painting.canvas(72).tobytes()
+    for wrong in ("[0.1, 0.1]", "[0, 0.5, 0, 0.5]", "[-0.1, 0, 0, 0]"):
+        manifest.write_text(f"[framed]\n{table}{wrong}")
+        with pytest.raises(ValueError, match="frame of framed"):
+            read_paintings(manifest, tmp_path)
+
+
+def test_broken_weights_never_replace_a_checkpoint(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    trainer = make_trainer()
+    trainer.run(until=2)
+    with torch.no_grad():
+        trainer.network.vectors[0, 0] = math.nan
+    with pytest.raises(FloatingPointError, match="no numbers"):
+        trainer.run(until=3)
+    assert make_trainer().step == 2
 
 
 def test_learning_rate_warms_up_and_ends_at_zero() -> None:
