@@ -52,7 +52,7 @@ def _expected_errors() -> tuple[type[Exception], ...]:
     from export.verify import GraphDiffers
     from service.errors import ModelRefused
 
-    return OSError, ValueError, GraphDiffers, WrongWeights, ModelRefused
+    return OSError, ValueError, FloatingPointError, GraphDiffers, WrongWeights, ModelRefused
 
 
 def _train(options: argparse.Namespace) -> None:
