@@ -198,8 +198,12 @@ class Trainer:
         self.photo_vector: Tensor | None = None  # (D,), learnt when the styles are
         self.history: list[tuple[float, ...]] = []  # step, then loss_names: means over LOG_EVERY steps
         self.teacher = None if teacher is None else teacher.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        compile_: Callable[..., Losses] = _compiled if compiled else lambda losses: losses
-        self._batch_losses, self._imitation_losses = compile_(batch_losses), compile_(imitation_losses)
+        self._batch_losses: Losses = batch_losses
+        self._imitation_losses: Losses = imitation_losses
+        if compiled:
+            from export.compiled import compile_losses  # takes seconds to import
+
+            self._batch_losses, self._imitation_losses = compile_losses(batch_losses), compile_losses(imitation_losses)
         folder.mkdir(parents=True, exist_ok=True)
         self._prepare()
         if self.checkpoint_path.exists():
@@ -388,13 +392,6 @@ class Run:
     def vectors(self) -> dict[str, Tensor]:
         """The vector, (D,), of every style."""
         return dict(zip(self.styles, self.network.vectors.detach(), strict=True))
-
-
-def _compiled(losses: Losses) -> Losses:
-    """torch.compile, for AVX2: in torch 2.13's code for AVX-512 gradients of the deep network were no numbers."""
-    torch._inductor.config.cpp.simdlen = 256
-    compiled: Losses = torch.compile(losses, dynamic=False)
-    return compiled
 
 
 def last_losses(state: Mapping[str, Any]) -> dict[str, float]:

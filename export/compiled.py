@@ -1,0 +1,37 @@
+"""torch.compile for a training's losses, with the gradient of reflection padding as the one operator that it is.
+
+torch 2.13 takes that gradient apart into nine masked reads of every place, and fuses them into whatever sums or
+reads it next. On two cores with AVX-512 and AMX a step of two crops of 288 px of the deep network took 0.77 s in the
+AVX2 code of that, and 0.34 s so; the AVX-512 code of it made gradients that are no numbers (all measured).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch._inductor.decomposition import decompositions
+
+Losses = TypeVar("Losses", bound=Callable[..., object])
+REFLECTION_BACKWARD = torch.ops.aten.reflection_pad2d_backward.default
+
+
+@torch.library.custom_op("stylize::reflection_backward", mutates_args=())
+def _whole(gradient: Tensor, padded: Tensor, padding: Sequence[int]) -> Tensor:
+    """The gradient of what was padded, (N, C, H, W), from that of the result; channels last, as all is in training."""
+    found: Tensor = REFLECTION_BACKWARD(gradient, padded, padding)
+    return found.contiguous(memory_format=torch.channels_last)
+
+
+@_whole.register_fake
+def _(gradient: Tensor, padded: Tensor, padding: Sequence[int]) -> Tensor:
+    return torch.empty_like(padded, memory_format=torch.channels_last)
+
+
+def compile_losses(losses: Losses) -> Losses:
+    """`losses`, compiled for the shapes that it is called with."""
+    decompositions[REFLECTION_BACKWARD] = _whole
+    found: Losses = torch.compile(losses, dynamic=False)
+    return found
