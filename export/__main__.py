@@ -321,7 +321,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--save-every", type=int, default=500, help="steps between checkpoints")
     train.add_argument("--device", default="auto", help="auto, cpu, cuda")
     train.add_argument(
-        "--compile", action="store_true", help="torch.compile: on a CPU 2.7 times as fast; needs a C++ compiler"
+        "--compile", action="store_true", help="torch.compile: on a CPU twice as fast; needs a C++ compiler"
     )
 
     train_encoder = command(
