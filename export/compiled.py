@@ -9,13 +9,14 @@ cores of a Xeon with AMX, medians of 12 in turn).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 from torch._inductor.decomposition import decompositions
 
-Losses = TypeVar("Losses", bound=Callable[..., object])
+Given = ParamSpec("Given")
+Found = TypeVar("Found")
 REFLECTION_BACKWARD = torch.ops.aten.reflection_pad2d_backward.default
 
 
@@ -31,8 +32,7 @@ def _(gradient: Tensor, padded: Tensor, padding: Sequence[int]) -> Tensor:
     return torch.empty_like(padded, memory_format=torch.channels_last)
 
 
-def compile_losses(losses: Losses) -> Losses:
+def compile_losses(losses: Callable[Given, Found]) -> Callable[Given, Found]:
     """`losses`, compiled for the shapes that it is called with."""
     decompositions[REFLECTION_BACKWARD] = _whole
-    found: Losses = torch.compile(losses, dynamic=False)
-    return found
+    return torch.compile(losses, dynamic=False)
