@@ -14,6 +14,7 @@ import numpy as np
 
 from bench.load import Request
 from bench.processes import Running
+from bench.work import rotated
 
 PICTURES = 5  # one after another in a turn, after one that is not measured: it finds cold caches
 RESAMPLED = 1000
@@ -79,12 +80,10 @@ def overheads(servers: Sequence[Running], photo: bytes, in_process: Callable[[],
 
 
 def _in_turn(acts: Mapping[str, Callable[[], object]], turns: int) -> dict[str, list[float]]:
-    """The median of each act in each turn, seconds. Nobody is always the first."""
+    """The median of each act in each turn, seconds."""
     medians_s: dict[str, list[float]] = {name: [] for name in acts}
-    names = list(acts)
     for turn in range(turns):
-        first = turn % len(names)
-        for name in names[first:] + names[:first]:
+        for name in rotated(list(acts), turn):
             acts[name]()
             durations_s = []
             for _ in range(PICTURES):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -16,6 +17,8 @@ from service.images import Picture, decode, encode, open_photo
 from service.models.session import DEFAULT_GPU, Gpu, OnnxRuntimeProvider, Session, cpu_quota
 from service.models.store import ModelStore, StoredModel
 from service.settings import Settings
+
+T = TypeVar("T")
 
 MODEL = "multistyle"
 STYLE = "starry_night"
@@ -51,6 +54,12 @@ def in_process(photo: bytes, provider: OnnxRuntimeProvider = "cpu", gpu: Gpu = D
         return encode(Picture(session.run(_decoded(photo), row)[0]), "jpeg", 90)
 
     return InProcess(lambda: session.run(pixels, row), stylize)
+
+
+def rotated(names: Sequence[T], by: int) -> list[T]:
+    """The same, begun `by` places on: nobody is always the first."""
+    first = by % len(names)
+    return [*names[first:], *names[:first]]
 
 
 def medians_ms(acts: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:

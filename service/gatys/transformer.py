@@ -49,23 +49,21 @@ class TransformerConfig:
             raise ValueError(f"{self.shuffle} x {len(self.widths)} resolutions do not make a stride of {STRIDE}")
 
     @property
-    def norm_widths(self) -> tuple[int, ...]:
-        """Channels of every norm, in the order of the network: 15 norms with 3 widths and 5 residual blocks."""
-        coarsest = self.widths[-1]
-        before, after = ([coarsest] * 2 * blocks for blocks in (self.middle, self.residual_blocks - self.middle))
-        deep = [*([self.deep_width] * (1 + 2 * self.deep_blocks)), coarsest] if self.deep_width else []
-        return (*self.widths, *before, *deep, *after, *reversed(self.widths[:-1]))
+    def norms(self) -> tuple[tuple[int, bool], ...]:
+        """Of every norm, in the order of the network, its channels and whether its result is added to a sum: those that
+        end a block or a detour. Their shifts do nothing, for the norm behind the next convolution takes out what a
+        channel has everywhere. With 3 widths and 5 residual blocks there are 15."""
+        coarsest, width = self.widths[-1], self.deep_width
+        ends = [(channels, False) for channels in self.widths]
+        block, deep_block = ((coarsest, False), (coarsest, True)), ((width, False), (width, True))
+        deep = ((width, False), *deep_block * self.deep_blocks, (coarsest, True)) if width else ()
+        after = self.residual_blocks - self.middle
+        return (*ends, *block * self.middle, *deep, *block * after, *reversed(ends[:-1]))
 
     @property
-    def added(self) -> tuple[bool, ...]:
-        """Of every norm, in the same order, whether its result is added to a sum: those that end a block or a detour.
-
-        Their shifts do nothing, for the norm behind the next convolution takes out what a channel has everywhere.
-        """
-        before, after = ((False, True) * blocks for blocks in (self.middle, self.residual_blocks - self.middle))
-        deep = (False, *(False, True) * self.deep_blocks, True) if self.deep_width else ()
-        ends = (False,) * len(self.widths)
-        return (*ends, *before, *deep, *after, *ends[1:])
+    def norm_widths(self) -> tuple[int, ...]:
+        """Channels of every norm, in the order of the network."""
+        return tuple(channels for channels, _ in self.norms)
 
     @property
     def middle(self) -> int:
@@ -230,7 +228,7 @@ class Transformer(nn.Module):
     def _norms(self, style: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Scale and shift of every norm, the shifts that do nothing as zeros. No loss would hold those, and the sum's
         mean would drift to hundreds of deviations, where half precision does not see a deviation any more."""
-        for added, (scale, shift) in zip(self.config.added, self._parts(style), strict=True):
+        for (_, added), (scale, shift) in zip(self.config.norms, self._parts(style), strict=True):
             yield scale, torch.zeros_like(shift) if added else shift
 
     def _parts(self, style: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
