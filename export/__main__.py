@@ -1,4 +1,4 @@
-"""python -m export train | publish | train-encoder | publish-encoder | tile | halve | evaluate | add-style | …"""
+"""python -m export train | publish | train-encoder | train-joint | publish-encoder | tile | halve | evaluate | …"""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from export.corpus import Corpus
+    from export.train import Trainer
 
 # With glibc's defaults a training step spends most of its time in page faults; they are read when a process starts.
 MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "34359738368"}
@@ -31,6 +32,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "classic": {"widths": (32, 64, 128)},
     "fast": {"widths": (16, 32), "end_kernel": 5, "shuffle": 2},
 }
+TRAINING = ("steps", "small_steps", "small_side", "side", "batch", "learning_rate", "warmup_steps")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,21 +73,7 @@ def _train(options: argparse.Namespace) -> None:
         conditional=options.network != "classic",
         seed=options.seed,
     )
-    given = {
-        key: getattr(options, key)
-        for key in (
-            "steps",
-            "small_steps",
-            "small_side",
-            "side",
-            "imitation_steps",
-            "batch",
-            "learning_rate",
-            "warmup_steps",
-            "adversarial_weight",
-        )
-    }
-    config = dataclasses.replace(config, **{key: value for key, value in given.items() if value is not None})
+    config = dataclasses.replace(config, **_given(options, *TRAINING, "imitation_steps", "adversarial_weight"))
     paintings = read_paintings(options.manifest, options.paintings, options.styles)
     names = [painting.name for painting in paintings]
     start = None
@@ -104,6 +92,48 @@ def _train(options: argparse.Namespace) -> None:
         start=start,
         teacher=teacher,
     )
+    _run(trainer, options)
+
+
+def _train_joint(options: argparse.Namespace) -> None:
+    from export.data import read_paintings
+    from export.joint import JointConfig, JointTrainer
+    from export.start import starting_network
+    from service.gatys.transformer import TransformerConfig
+
+    config = JointConfig(
+        network=TransformerConfig(**NETWORKS[options.network]),
+        seed=options.seed,
+        held_out=options.held_out,
+        held_out_prefix=options.held_out_prefix,
+    )
+    config = dataclasses.replace(config, **_given(options, *TRAINING, "hidden", "rank", "encoded_edges"))
+    paintings = read_paintings(options.manifest, options.paintings, options.styles)
+    start = None
+    if options.start_from:
+        start = starting_network(options.start_from, [painting.name for painting in paintings])
+        config = dataclasses.replace(config, started_from=str(options.start_from))
+    trainer = JointTrainer(
+        config,
+        paintings,
+        _corpus(options),
+        options.content,
+        options.vgg,
+        options.run,
+        device=_device(options.device),
+        compiled=options.compile,
+        start=start,
+        start_encoder=options.start_encoder,
+    )
+    _run(trainer, options)
+
+
+def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Those of the options that were given."""
+    return {name: value for name in names if (value := getattr(options, name)) is not None}
+
+
+def _run(trainer: Trainer, options: argparse.Namespace) -> None:
     trainer.run(save_every=options.save_every, sheet_photos=[photo for photo in SHEET_PHOTOS if photo.exists()])
 
 
@@ -118,8 +148,7 @@ def _train_encoder(options: argparse.Namespace) -> None:
     from export.encoder import EncoderConfig, EncoderTrainer
 
     config = EncoderConfig(seed=options.seed, held_out=options.held_out, held_out_prefix=options.held_out_prefix)
-    names = ("steps", "small_steps", "small_side", "side", "painting_side", "batch", "learning_rate", "hidden", "rank")
-    given = {key: getattr(options, key) for key in names if getattr(options, key) is not None}
+    given = _given(options, *TRAINING, "painting_side", "hidden", "rank")
     weights = dataclasses.replace(config.weights, content=options.content_weight, edges=options.edges_weight)
     trainer = EncoderTrainer(
         dataclasses.replace(config, weights=weights, **given),
@@ -132,7 +161,7 @@ def _train_encoder(options: argparse.Namespace) -> None:
         compiled=options.compile,
         start=options.start_from,
     )
-    trainer.run(save_every=options.save_every, sheet_photos=[photo for photo in SHEET_PHOTOS if photo.exists()])
+    _run(trainer, options)
 
 
 def _publish_encoder(options: argparse.Namespace) -> None:
@@ -302,53 +331,42 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--adversarial-weight", type=float, help="of --recipe gan, where style has 10; see GanConfig")
     train.add_argument("--styles", type=names, help="comma-separated names out of the manifest (all)")
-    for option, kind in (
-        ("steps", int),
-        ("small-steps", int),
-        ("small-side", int),
-        ("imitation-steps", int),
-        ("side", int),
-        ("batch", int),
-        ("learning-rate", float),
-        ("warmup-steps", int),
-    ):
-        train.add_argument(f"--{option}", type=kind, help="see TrainConfig in export/train.py")
     train.add_argument(
         "--start-from", type=Path, help="begin with the weights of another run's folder, or of a published model's"
     )
+    train.add_argument("--imitation-steps", type=int, help="see TrainConfig in export/train.py")
     train.add_argument("--teacher", type=Path, help="a published model that --imitation-steps imitate")
     train.add_argument("--seed", type=int, default=0)
-    train.add_argument("--save-every", type=int, default=500, help="steps between checkpoints")
-    train.add_argument("--device", default="auto", help="auto, cpu, cuda")
-    train.add_argument(
-        "--compile", action="store_true", help="torch.compile: on a CPU twice as fast; needs a C++ compiler"
-    )
+    _training_options(train, "TrainConfig in export/train.py")
 
     train_encoder = command(
         "train-encoder", _train_encoder, "Train an encoder that makes a published model's vectors from any painting."
     )
     _encoder_options(train_encoder)
     train_encoder.add_argument("--content", type=Path, required=True, help="folder of photos to train on")
-    for option, kind in (
-        ("steps", int),
-        ("small-steps", int),
-        ("small-side", int),
-        ("side", int),
-        ("painting-side", int),
-        ("batch", int),
-        ("learning-rate", float),
-        ("hidden", int),
-        ("rank", int),
-    ):
-        train_encoder.add_argument(f"--{option}", type=kind, help="see EncoderConfig in export/encoder.py")
+    for option in ("painting-side", "hidden", "rank"):
+        train_encoder.add_argument(f"--{option}", type=int, help="see EncoderConfig in export/encoder.py")
     train_encoder.add_argument("--content-weight", type=float, default=1.0, help="of structure, where style has 10")
     train_encoder.add_argument("--edges-weight", type=float, default=0.0, help="of 1 - SSIM of edges, beside these")
     train_encoder.add_argument(
         "--start-from", type=Path, help="begin with another encoder: a run's folder, or a published one's"
     )
-    train_encoder.add_argument("--save-every", type=int, default=500, help="steps between checkpoints")
-    train_encoder.add_argument("--device", default="auto", help="auto, cpu, cuda")
-    train_encoder.add_argument("--compile", action="store_true", help="torch.compile, as train has it")
+    _training_options(train_encoder, "EncoderConfig in export/encoder.py")
+
+    train_joint = command(
+        "train-joint", _train_joint, "Train a network of many styles and an encoder for any other, at the same time."
+    )
+    _run_option(train_joint)
+    _data_options(train_joint)
+    _corpus_options(train_joint)
+    train_joint.add_argument("--network", choices=("multistyle", "deep", "fast"), default="deep", help="as train's")
+    train_joint.add_argument("--styles", type=names, help="comma-separated names out of the manifest (all)")
+    train_joint.add_argument("--start-from", type=Path, help="begin with the network of a run's folder, or a published")
+    train_joint.add_argument("--start-encoder", type=Path, help="begin with the encoder of a run's, or a published one")
+    for option in ("hidden", "rank"):
+        train_joint.add_argument(f"--{option}", type=int, help="of the encoder; see JointConfig in export/joint.py")
+    train_joint.add_argument("--encoded-edges", type=float, help="of 1 - SSIM of edges, where style has 10")
+    _training_options(train_joint, "JointConfig in export/joint.py")
 
     publish_encoder = command(
         "publish-encoder", _publish_encoder, "Export, verify and publish an encoder into the model store."
@@ -429,15 +447,30 @@ def _run_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", type=Path, required=True, help="the run's folder: checkpoint, losses, sample sheets")
 
 
+def _training_options(parser: argparse.ArgumentParser, configuration: str) -> None:
+    for name in TRAINING:
+        kind = float if name == "learning_rate" else int
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=f"see {configuration}")
+    parser.add_argument("--save-every", type=int, default=500, help="steps between checkpoints")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
+    parser.add_argument(
+        "--compile", action="store_true", help="torch.compile: on a CPU twice as fast; needs a C++ compiler"
+    )
+
+
 def _encoder_options(parser: argparse.ArgumentParser) -> None:
     _run_option(parser)
     parser.add_argument("--model", type=Path, default=STORE / "multistyle" / "1", help="whose vectors are made")
-    parser.add_argument("--corpus", type=Path, required=True, help="folder of paintings; some of them are held out")
     parser.add_argument("--paintings", type=Path, help="folder of more paintings to train on")
+    _corpus_options(parser)
+    _vgg_option(parser)
+
+
+def _corpus_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--corpus", type=Path, required=True, help="folder of paintings; some of them are held out")
     parser.add_argument("--held-out", type=int, default=30, help="paintings never trained on")
     parser.add_argument("--held-out-prefix", default="wikiart_", help="of their file names")
     parser.add_argument("--seed", type=int, default=0)
-    _vgg_option(parser)
 
 
 def _data_options(parser: argparse.ArgumentParser) -> None:

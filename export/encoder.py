@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
@@ -28,18 +27,17 @@ from export.data import ahead, load_picture
 from export.networks.style_encoder import StyleEncoder, padded, statistics
 from export.publish import GRAPH, PIXELS, checksums, now, staged, write_card
 from export.sheet import contact_sheet, stylise, to_image
-from export.to_onnx import SMALLEST_SIDE, load_graph, write_onnx
+from export.to_onnx import SMALLEST_SIDE, keep_in_half, load_graph, write_onnx
 from export.train import CHECKPOINT, StyledNetwork, TrainConfig, Trainer, last_losses
 from export.verify import GraphDiffers
 from service.gatys.losses import TRAINING_STYLE_LAYERS, grams_of
 from service.gatys.pictures import to_pixels
-from service.gatys.transformer import Transformer
+from service.gatys.transformer import Transformer, graph_weights
 from service.gatys.vgg import VGG
 from service.models.store import CARD, PHOTO, Card, ModelStore, TensorSpec, VectorsOf
 
-NORMALISED_BY = 256  # paintings whose statistics set the encoder's unit
+NORMALISED_BY, AT_ONCE = 256, 4  # paintings whose statistics set the encoder's unit
 SHEET_PAINTINGS = 5
-HALF = ".fp16"  # after the name of a weight that is kept so
 TOLERANCE = 2e-2  # of a vector's numbers, whose spread is about 1: the graph's perceptron is kept in fp16
 SHAPES = ((256, 256), (97, 130), (33, 500), (2, 2), (1, 1))
 
@@ -98,7 +96,7 @@ class EncoderTrainer(Trainer):
         encoder = StyleEncoder(vectors, config.hidden, config.rank)
         network = EncodedNetwork(transformer, vectors, encoder)
         if start is not None:
-            encoder.begin_as(_trained_encoder(start))
+            encoder.begin_as(trained_encoder(start))
             config = dataclasses.replace(config, started_from=str(start))
         super().__init__(
             config, [], content, vgg_weights, folder, device=device, dtype=dtype, compiled=compiled, start=network
@@ -111,46 +109,55 @@ class EncoderTrainer(Trainer):
         return network.cpu().eval()
 
     def _prepare(self) -> None:
-        if self.checkpoint_path.exists() or self.config.started_from:  # which have the encoder's unit
-            return
-        steps = -(-min(NORMALISED_BY, len(self.corpus.trained)) // self.config.batch)
-        read = ahead(self._paintings, range(steps))
-        self.network.encoder.normalise_by(torch.cat([self._styles(paintings)[0] for paintings in read]))
+        if not self.checkpoint_path.exists() and not self.config.started_from:  # which have the encoder's unit
+            self.network.encoder.normalise_by(corpus_statistics(self.vgg, self.corpus, self.config.painting_side))
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         return [{"params": list(self.network.encoder.parameters()), "ratio": 1.0}]
 
     def _read(self, step: int) -> tuple[Tensor, ...]:
-        return *super()._read(step), self._paintings(step)
-
-    def _paintings(self, step: int) -> Tensor:
-        return self._to_device(self.corpus.batch(step, self.config.batch, self.config.painting_side))
+        paintings = self.corpus.batch(step, self.config.batch, self.config.painting_side)
+        return *super()._read(step), self._to_device(paintings)
 
     def _styles(self, *pictures: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        (paintings,) = pictures
-        with torch.no_grad():
-            features = self.vgg(paintings, TRAINING_STYLE_LAYERS)
-        return statistics(features), grams_of(features, TRAINING_STYLE_LAYERS)
+        return statistics_and_grams(self.vgg, *pictures)
 
     def _finish(self) -> None:
         """The photo vector is the model's."""
 
     def _write_sheet(self, photos: Sequence[Path]) -> None:
-        """Paintings that were held out x photos: the paintings in the first row."""
-        network, side = self.averaged(), self.config.painting_side
-        chosen = self.corpus.held_out[:SHEET_PAINTINGS]
-        paintings = [load_picture(path, short_side=side) for path in chosen]
-        with torch.no_grad():
-            found = [
-                statistics(self.vgg(picture.to(self.device), TRAINING_STYLE_LAYERS)).cpu() for picture in paintings
-            ]
-            rows = [[to_image(load_picture(photos[0], short_side=side)), *map(to_image, paintings)]]
-            for photo in photos:
-                picture = load_picture(photo, short_side=side)
-                styled = [stylise(_Told(network, row), picture, 0) for row in found]
-                rows.append([to_image(picture), *map(to_image, styled)])
-        titles = ["", *(path.stem[:40] for path in chosen)]
-        contact_sheet(self.folder / f"sheet_{self.step:06d}.jpg", titles, rows)
+        path = self.folder / f"sheet_{self.step:06d}.jpg"
+        encoder_sheet(path, self.averaged(), self.vgg, self.corpus, photos, self.config.painting_side)
+
+
+def statistics_and_grams(vgg: VGG, paintings: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Of paintings (N, 3, H, W): what an encoder is told, (N, 1920), and what is to come of it, {layer: (N, C, C)}."""
+    with torch.no_grad():
+        features = vgg(paintings, TRAINING_STYLE_LAYERS)
+    return statistics(features), grams_of(features, TRAINING_STYLE_LAYERS)
+
+
+def corpus_statistics(vgg: VGG, corpus: Corpus, side: int) -> Tensor:
+    """Of some of the corpus' paintings: what sets an encoder's unit, (M, 1920)."""
+    steps = range(-(-min(NORMALISED_BY, len(corpus.trained)) // AT_ONCE))
+    read = ahead(lambda step: corpus.batch(step, AT_ONCE, side), steps)
+    return torch.cat([statistics_and_grams(vgg, paintings.to(vgg.mean.device))[0] for paintings in read])
+
+
+def encoder_sheet(
+    path: Path, network: EncodedNetwork, vgg: VGG, corpus: Corpus, photos: Sequence[Path], side: int
+) -> None:
+    """Paintings that were held out x photos: the paintings in the first row. `network` is on the CPU."""
+    chosen = corpus.held_out[:SHEET_PAINTINGS]
+    paintings = [load_picture(path, short_side=side) for path in chosen]
+    with torch.no_grad():
+        found = [statistics_and_grams(vgg, picture.to(vgg.mean.device))[0].cpu() for picture in paintings]
+        rows = [[to_image(load_picture(photos[0], short_side=side)), *map(to_image, paintings)]]
+        for photo in photos:
+            picture = load_picture(photo, short_side=side)
+            styled = [stylise(_Told(network, row), picture, 0) for row in found]
+            rows.append([to_image(picture), *map(to_image, styled)])
+    contact_sheet(path, ["", *(path.stem[:40] for path in chosen)], rows)
 
 
 class _Told(nn.Module):
@@ -185,25 +192,7 @@ def export_encoder(graph: EncoderGraph, path: Path) -> None:
     batch, height, width = Dim("N", min=1, max=64), Dim("H", min=1, max=16384), Dim("W", min=1, max=16384)
     example = (torch.zeros(2, 37, 50, 3, dtype=torch.uint8),)
     write_onnx(graph.eval(), example, path, ["image"], "vector", [{0: batch, 1: height, 2: width}])
-    model = onnx.load(path)
-    _halve(model.graph)
-    onnx.checker.check_model(model, full_check=True)
-    onnx.save(model, path)
-
-
-def _halve(graph: onnx.GraphProto) -> None:
-    casts = []
-    for tensor in graph.initializer:
-        if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) > 1:
-            name, halved = tensor.name, onnx.numpy_helper.to_array(tensor).astype(np.float16)
-            tensor.CopyFrom(onnx.numpy_helper.from_array(halved, f"{name}{HALF}"))
-            casts.append(onnx.helper.make_node("Cast", [tensor.name], [name], to=onnx.TensorProto.FLOAT))
-    nodes = [*casts, *graph.node]
-    del graph.node[:]
-    graph.node.extend(nodes)
-    stale = [value for value in graph.value_info if value.name in {node.output[0] for node in casts}]
-    for value in stale:
-        graph.value_info.remove(value)
+    keep_in_half(path, lossless=False)
 
 
 def verify_encoder(graph: EncoderGraph, path: Path, pictures: Sequence[np.ndarray] = ()) -> float:
@@ -226,21 +215,26 @@ def verify_encoder(graph: EncoderGraph, path: Path, pictures: Sequence[np.ndarra
 def publish_encoder(
     run: Path, model: Path, corpus: Corpus, vgg_weights: Path, target: Path, *, title: str, description: str
 ) -> Card:
-    """Exports, verifies and publishes the encoder of a finished run as `target`, <store>/<name>/<version>, beside the
-    model whose vectors it makes.
+    """Exports, verifies and publishes the encoder of a finished run, its own or one of a network and an encoder, as
+    `target`, <store>/<name>/<version>, beside the model whose vectors it makes.
 
     Raises ValueError where the run is not finished or was for another model or corpus, GraphDiffers, FileExistsError.
     """
     state = torch.load(run / CHECKPOINT, map_location="cpu", weights_only=True)
     config = state["config"]
-    transformer, vectors, label, sha256 = _published(model)
+    _, vectors, label, sha256 = _published(model)
     if state["step"] < config["steps"]:
         raise ValueError(f"the run has done {state['step']} of {config['steps']} steps; go on with it first")
-    if (config["model_sha256"], config["corpus_sha256"]) != (sha256, corpus.sha256):
-        raise ValueError(f"{run} was trained for {config['model']} on a corpus that is not this one, or for another")
-    network = EncodedNetwork(transformer, vectors, StyleEncoder(vectors, config["hidden"], config["rank"]))
-    network.load_state_dict(state["network"] | state["average"])
-    graph = EncoderGraph(VGG.load(vgg_weights), network.encoder).eval()
+    if "model_sha256" in config:
+        same, side = config["model_sha256"] == sha256, config["painting_side"]
+    else:  # the network was trained along with it: it is known by its vectors
+        own, side = state["average"]["vectors"], config["encoded_side"]
+        same = torch.equal(own, vectors[: len(own)])
+    if not same or config["corpus_sha256"] != corpus.sha256:
+        raise ValueError(f"{run} was trained on a corpus that is not this one, or for another model than {label}")
+    encoder = StyleEncoder(vectors, config["hidden"], config["rank"])
+    encoder.load_state_dict(trained_encoder(run))
+    graph = EncoderGraph(VGG.load(vgg_weights), encoder).eval()
     with staged(target) as folder:
         export_encoder(graph, folder / GRAPH)
         shown = [to_pixels(load_picture(path, short_side=192))[0] for path in corpus.held_out[:2]]
@@ -257,9 +251,7 @@ def publish_encoder(
             graph=GRAPH,
             inputs=(TensorSpec(name="image", dtype="uint8", shape=PIXELS),),
             outputs=(TensorSpec(name="vector", dtype="float32", shape=("N", vectors.shape[1])),),
-            vectors_of=VectorsOf(
-                model=label.partition("@")[0], sha256=sha256, painting_side_px=config["painting_side"]
-            ),
+            vectors_of=VectorsOf(model=label.partition("@")[0], sha256=sha256, painting_side_px=side),
             files=checksums(folder),
             training={
                 "configuration": config,
@@ -273,15 +265,11 @@ def publish_encoder(
     return card
 
 
-def _trained_encoder(source: Path) -> dict[str, Tensor]:
+def trained_encoder(source: Path) -> dict[str, Tensor]:
     """The weights of a run's folder, or of a published encoder's."""
     weights: dict[str, Tensor]
     if (source / CARD).exists():
-        found = onnx.load(source / GRAPH).graph.initializer
-        weights = {
-            tensor.name.removesuffix(HALF): torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy()).float()
-            for tensor in found
-        }
+        weights = graph_weights((source / GRAPH).read_bytes())
     else:
         state = torch.load(source / CHECKPOINT, map_location="cpu", weights_only=True)
         weights = state["network"] | state["average"]

@@ -80,8 +80,8 @@ class GanTrainer(Trainer):
 
     def _read(self, step: int) -> tuple[Tensor, ...]:
         (photos,) = super()._read(step)
-        side = photos.shape[-1] - 2 * self.config.border
-        return photos, self._to_device(self.patches.batch(step, self.slots(step).tolist(), side))
+        patches = self.patches.batch(step, self.slots(step).tolist(), photos.shape[-1])
+        return photos, self._to_device(patches)
 
     def _train_step(self, photos: Tensor, *others: Tensor) -> Tensor:
         return torch.cat([super()._train_step(photos), self._judge_step(*others)])

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from export.data import Painting, load_picture
-from export.to_onnx import FreezingGraph, FrozenGraph, PixelGraph, export_graph, load_graph
+from export.to_onnx import FreezingGraph, FrozenGraph, PixelGraph, export_graph, load_graph, rounded
 from export.train import Run
 from export.verify import GraphDiffers, verify, verify_halved, verify_tiling
 from service.gatys.pictures import to_pixels
@@ -188,8 +188,8 @@ def write_preview(folder: Path, name: str, graph: PixelGraph, photo: np.ndarray,
 
 
 def pixel_graph(run: Run) -> PixelGraph:
-    """The run's network between pixels; a classic one has its style built in."""
-    return PixelGraph(run.network.transformer, None if run.config["conditional"] else run.network.vectors[0])
+    """The run's network between pixels, as it is kept; a classic one has its style built in."""
+    return PixelGraph(rounded(run.network.transformer), None if run.config["conditional"] else run.network.vectors[0])
 
 
 def now() -> str:

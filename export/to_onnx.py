@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
+import numpy as np
 import onnx
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim
 
-from service.gatys.transformer import SubpixelConv, Transformer, UpConv, load_transformer
+from service.gatys.transformer import HALF, SubpixelConv, Transformer, UpConv, load_transformer
 
 OPSET = 20
 SMALLEST_SIDE = 16  # reflection padding needs more pixels than it adds
@@ -117,7 +118,40 @@ def export_graph(graph: PixelGraph, path: Path) -> None:
         example += (torch.zeros(2, graph.transformer.config.style_size),)
         names, shapes = [*names, "style"], [*shapes, {0: batch}]
     write_onnx(graph.deployed().eval(), example, path, names, graph.output, shapes)
-    onnx.checker.check_model(onnx.load(path), full_check=True)
+    keep_in_half(path, lossless=True)
+
+
+def rounded(transformer: Transformer) -> Transformer:
+    """A copy whose kernels are numbers of fp16 (their biases, which are few, stay as they are): half the file."""
+    copied = copy.deepcopy(transformer)
+    for parameter in copied.parameters():
+        if parameter.dim() > 1:
+            parameter.data = parameter.data.half().float()
+    return copied
+
+
+def keep_in_half(path: Path, *, lossless: bool) -> None:
+    """Keeps a graph's kernels and matrices in fp16, cast when they are loaded; with `lossless` only those that lose
+    nothing by it. Checks the graph against the ONNX schema."""
+    model = onnx.load(path)
+    graph, casts = model.graph, []
+    for tensor in graph.initializer:
+        if tensor.data_type != onnx.TensorProto.FLOAT or len(tensor.dims) < 2:
+            continue
+        name, values = tensor.name, onnx.numpy_helper.to_array(tensor)
+        halved = values.astype(np.float16)
+        if lossless and not np.array_equal(halved.astype(np.float32), values):
+            continue
+        tensor.CopyFrom(onnx.numpy_helper.from_array(halved, f"{name}{HALF}"))
+        casts.append(onnx.helper.make_node("Cast", [tensor.name], [name], to=onnx.TensorProto.FLOAT))
+    nodes = [*casts, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    stale = [value for value in graph.value_info if value.name in {node.output[0] for node in casts}]
+    for value in stale:
+        graph.value_info.remove(value)
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)
 
 
 def write_onnx(

@@ -36,6 +36,7 @@ from service.gatys.vgg import VGG
 Losses = Callable[..., BatchLosses]
 LOSS_NAMES = ("total", "style", "content", "tv", "spikes", "imitation", "edges")
 LOG_EVERY = 50
+CENTRE_EVERY = 500  # steps; see Transformer.centre
 CHECKPOINT = "checkpoint.pt"
 PHOTO_RATE = 1e-2
 PIXEL_WEIGHT = 100.0  # of the mean squared error of pixels in 0-1, beside a content loss of weight 1
@@ -53,7 +54,7 @@ class TrainConfig:
     imitation_steps: int = 0  # the very first ones: a teacher's pictures are the target, and VGG is not needed
     small_side: int = 160
     side: int = 240
-    border: int = 16  # thrown away before the loss: VGG's zero padding would teach the network dirty borders
+    margin: int = 8  # mirrored around the pictures before the loss: VGG's zero padding is outside of them
     batch: int = 4
     learning_rate: float = 2e-3
     vector_rate: float = 3.0  # the vectors' learning rate over the convolutions'
@@ -67,6 +68,11 @@ class TrainConfig:
     def crop(self, step: int) -> tuple[int, int, int]:
         """(step, number of crops, their side): what `Photos.batch` is asked for."""
         return step, self.batch, self.small_side if step < self.small_steps else self.side
+
+    @property
+    def named(self) -> int:
+        """How many pictures of a step are in one of the named styles."""
+        return self.batch
 
     def rate(self, step: int) -> float:
         """The learning rate of a step."""
@@ -233,6 +239,8 @@ class Trainer:
         )
         with bar:
             for pictures in ahead(self._read, range(self.step, last)):
+                if self.step % CENTRE_EVERY == 0 and self._trains_convolutions:
+                    self._centre()
                 recent.append(self._train_step(*pictures))
                 self.step += 1
                 bar.update()
@@ -258,7 +266,7 @@ class Trainer:
     def slots(self, step: int) -> Tensor:
         """Which vector each picture of a step is trained for: every slot once before any slot again."""
         count = len(self.network.vectors)
-        places = range(step * self.config.batch, (step + 1) * self.config.batch)
+        places = range(step * self.config.named, (step + 1) * self.config.named)
         return torch.tensor(
             [np.random.default_rng([self.config.seed, 2, p // count]).permutation(count)[p % count] for p in places]
         )
@@ -311,6 +319,20 @@ class Trainer:
             self.photo_vector = learn_photo_vector(self.averaged(), self.photos, self.vgg, self.config)
             self.save()
 
+    @property
+    def _trains_convolutions(self) -> bool:
+        return any(p.requires_grad for p in self.network.transformer.parameters())
+
+    @torch.no_grad()
+    def _centre(self) -> None:
+        """Centres the network on photos in all of its styles, and the average along with it."""
+        biases = {n: p for n, p in self.network.named_parameters() if n.endswith("convolution.bias")}
+        before = {name: bias.clone() for name, bias in biases.items()}
+        photos = self._to_device(self.photos.batch(self.step, len(self.network.vectors), self.config.small_side))
+        self.network.transformer.centre(photos, self.network.vectors)
+        for name, bias in biases.items():
+            self.average[name] += bias - before[name]
+
     def _read(self, step: int) -> tuple[Tensor, ...]:
         """The pictures that a step needs, on the device, the photos first; a pure function of the step."""
         return (self._to_device(self.photos.batch(*self.config.crop(step))),)
@@ -345,7 +367,7 @@ class Trainer:
         network, weights = self.network, self.config.weights
         if self.step < self.config.imitation_steps:
             return self._imitation_losses(network, self.teacher, weights, photos, slots, dtype=self.vgg.dtype)
-        return self._batch_losses(network, self.vgg, weights, photos, slots, targets, self.config.border)
+        return self._batch_losses(network, self.vgg, weights, photos, slots, targets, self.config.margin)
 
     def _resume(self) -> None:
         state: dict[str, Any] = torch.load(self.checkpoint_path, map_location=self.device, weights_only=True)
@@ -401,6 +423,7 @@ def last_losses(state: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _restored(config: TransformerConfig, weights: Mapping[str, Tensor]) -> StyledNetwork:
+    """Of `weights`, which may be more than a network's: an encoder's, of a run of both."""
     network = StyledNetwork.neutral(config, len(weights["vectors"]))
-    network.load_state_dict({name: value.cpu() for name, value in weights.items()})
+    network.load_state_dict({name: weights[name].cpu() for name in network.state_dict()})
     return network.eval()

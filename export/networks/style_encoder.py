@@ -63,13 +63,13 @@ class StyleEncoder(nn.Module):
         self.spread.copy_(logs.std(0, correction=0).clamp(min=NARROW))
 
     def begin_as(self, other: Mapping[str, Tensor]) -> None:
-        """Take the unit and the weights of another encoder, by name; the last layer's only where the vectors are as
+        """Take the unit and the weights of another encoder, by name; what is of the vectors only where they are as
         long. Raises ValueError where it is wider or narrower than this one."""
         own = self.state_dict()
         fitting = {name: value for name, value in other.items() if own[name].shape == value.shape}
         if "layers.2.weight" not in fitting:
             raise ValueError(f"the other encoder is not {len(own['layers.0.bias'])} wide")
-        self.load_state_dict(own | {name: fitting[name] for name in fitting if name not in ("mean", "basis")})
+        self.load_state_dict(own | fitting)
 
     def forward(self, found: Tensor) -> Tensor:
         """Statistics (N, 1920) -> (N, D). Logarithms: channels differ in scale by orders of magnitude."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from service.gatys.losses import (
@@ -40,7 +41,7 @@ class LossWeights:
 
 class BatchLosses(NamedTuple):
     """Of a batch: the loss to minimise, a scalar; the unweighted losses, (6,) or more; and the stylised pictures
-    (N, 3, H, W) without the border, in the graph of the first."""
+    (N, 3, H, W), in the graph of the first."""
 
     total: Tensor
     parts: Tensor
@@ -54,16 +55,20 @@ def batch_losses(
     photos: Tensor,
     slots: Tensor,
     targets: Mapping[str, Tensor],
-    border: int,
+    margin: int,
 ) -> BatchLosses:
-    """Of photos (N, 3, H, W), 0-1, in the styles of their slots; the imitation is NaN, as are edges of no weight."""
-    inside = photos[..., border:-border, border:-border]
+    """Of photos (N, 3, H, W), 0-1, in the styles of their slots; the imitation is NaN, as are edges of no weight.
+
+    VGG sees a mirrored `margin` (px) around the pictures: its zero padding would teach the network dirty borders, and
+    a border that no loss sees is where a network puts what it wants the norms to know: a dark band, in the end.
+    """
+    around = (margin,) * 4
     with torch.no_grad():
-        content_target = vgg(inside, (TRAINING_CONTENT_LAYER,))[TRAINING_CONTENT_LAYER]
+        content_target = vgg(F.pad(photos, around, mode="reflect"), (TRAINING_CONTENT_LAYER,))[TRAINING_CONTENT_LAYER]
     norms: list[Tensor] = []
     with torch.autocast(photos.device.type, torch.bfloat16, enabled=vgg.dtype == torch.bfloat16):
-        stylised = network(photos, slots, norms)[..., border:-border, border:-border]
-    features = vgg(stylised, TRAINING_STYLE_LAYERS)
+        stylised = network(photos, slots, norms)
+    features = vgg(F.pad(stylised, around, mode="reflect"), TRAINING_STYLE_LAYERS)
     style = style_losses(grams_of(features, TRAINING_STYLE_LAYERS), targets).mean()
     content = content_losses(features[TRAINING_CONTENT_LAYER], content_target).mean()
     tv = total_variation(stylised).mean()
@@ -73,7 +78,7 @@ def batch_losses(
     missing = torch.full_like(spikes, math.nan)
     edges = missing
     if weights.edges:
-        edges = 1 - edge_similarities(stylised, inside).mean()
+        edges = 1 - edge_similarities(stylised, photos).mean()
         total = total + weights.edges * edges
     parts = torch.stack([style, content, tv, spikes, missing, edges]).detach()
     return BatchLosses(total, parts, stylised)

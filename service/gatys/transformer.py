@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 import onnx
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,7 @@ PHASE_SUMS = torch.tensor([[[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]], [[1.0, 0.0, 0.0],
 STRIDE = 4  # px: a place of the residual blocks
 COARSEST = 2 * STRIDE  # px: pictures whose sides are multiples of it suit every network
 Norm = Callable[[Tensor, Tensor, Tensor], Tensor]  # of (N, C, H, W) and two numbers a channel
+HALF = ".fp16"  # after the name of a weight of a graph that is kept so
 OVERSHOOT = 150 / 127.5  # the scaled tanh of the first papers: 127.5 + 150 tanh, clipped when shown
 
 
@@ -197,6 +199,25 @@ class Transformer(nn.Module):
         `TransformerConfig.radius` around it."""
         return self._through(photos, self._parts(style), affine)
 
+    @torch.no_grad()
+    def centre(self, photos: Tensor, style: Tensor) -> None:
+        """Gives what the norms see a mean of zero over these photos (N, 3, H, W), by the biases before them.
+
+        No picture changes, for a norm takes out what a channel has everywhere. So nothing holds those biases in a
+        training, nor shifts so large that no rectifier cuts what they move; and half precision rounds what is large:
+        where means are a hundred deviations, bf16 has half of a deviation left.
+        """
+        middle = 2 * self.config.middle
+        deep = [self.deep_down, *self.deep, self.deep_up] if self.config.deep_width else []
+        normed = iter([*self.down, *self.residual[:middle], *deep, *self.residual[middle:], *self.up])
+
+        def norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+            bias: Tensor = next(normed).convolution.bias
+            bias -= x.float().mean((0, 2, 3))
+            return normalise(x, scale, shift)
+
+        self._through(photos, self._norms(style), norm)
+
     def _through(self, photos: Tensor, norms: Iterator[tuple[Tensor, Tensor]], norm: Norm) -> Tensor:
         """The network with `norm` in the place of its norms, each given its two numbers a channel."""
         x = photos * 2 - 1
@@ -284,14 +305,22 @@ def _exported_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     return F.instance_norm(channels, weight=scale.reshape(-1), bias=shift.reshape(-1), eps=EPSILON).reshape(n, c, h, w)
 
 
+def graph_weights(graph: bytes) -> dict[str, Tensor]:
+    """The weights of a graph that our pipeline exported, by their names in torch; fp32, those kept in fp16 too."""
+    found = onnx.load_model_from_string(graph).graph.initializer
+    arrays = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in found}
+    return {
+        name.removesuffix(HALF): torch.from_numpy(array.astype(np.float32 if name.endswith(HALF) else array.dtype))
+        for name, array in arrays.items()
+    }
+
+
 def load_transformer(graph: bytes, label: str) -> tuple[Transformer, Tensor | None]:
     """A network that our pipeline exported, in torch again, and the one style (D,) that a classic one has built in.
 
     Raises ValueError, naming it by its `label`, for a graph from elsewhere.
     """
-    found = onnx.load_model_from_string(graph).graph.initializer
-    initializers = {tensor.name: torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy()) for tensor in found}
-    prefix = "transformer."
+    initializers, prefix = graph_weights(graph), "transformer."
     weights = {name.removeprefix(prefix): value for name, value in initializers.items() if name.startswith(prefix)}
     kernels = {name: value for name, value in weights.items() if name.endswith(".weight")}
     for name, kernel in kernels.items():

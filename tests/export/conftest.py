@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from export.corpus import Corpus
 from export.data import Painting
 from export.train import StyledNetwork, TrainConfig, Trainer
 from service.gatys.transformer import TransformerConfig
@@ -24,7 +25,7 @@ TINY = TrainConfig(
     small_steps=3,
     small_side=48,
     side=64,
-    border=4,
+    margin=4,
     batch=2,
     warmup_steps=2,
     painting_side=64,
@@ -73,3 +74,13 @@ def make_trainer(content: Path, paintings: list[Painting], tmp_path: Path) -> Ma
         return Trainer(config, chosen, content, VGG_WEIGHTS, tmp_path / run, dtype=torch.float32, teacher=teacher)
 
     return make
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Corpus:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for name in ("coffee", "flower", "horses", "mariachi", "kingfisher"):
+        with Image.open(PHOTOS / f"{name}.jpg") as photo:
+            photo.resize((90, 80)).save(folder / f"{name}.png")
+    return Corpus.read([folder], 0, held_out=2)

@@ -29,7 +29,7 @@ TINY = EncoderConfig(
     small_steps=3,
     small_side=48,
     side=64,
-    border=4,
+    margin=4,
     batch=2,
     warmup_steps=2,
     painting_side=48,
@@ -47,16 +47,6 @@ def model(make_trainer: MakeTrainer, paintings: list[Painting], tmp_path: Path) 
     target = tmp_path / "store" / "tiny" / "1"
     published(make_trainer, paintings, target)
     return target
-
-
-@pytest.fixture
-def corpus(tmp_path: Path) -> Corpus:
-    folder = tmp_path / "corpus"
-    folder.mkdir()
-    for name in ("coffee", "flower", "horses", "mariachi", "kingfisher"):
-        with Image.open(PHOTOS / f"{name}.jpg") as photo:
-            photo.resize((90, 80)).save(folder / f"{name}.png")
-    return Corpus.read([folder], 0, held_out=2)
 
 
 @pytest.fixture

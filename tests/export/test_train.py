@@ -93,7 +93,7 @@ def test_edges_have_a_weight_of_their_own(make_trainer: MakeTrainer) -> None:
     def losses(pictures: torch.Tensor, edges: float) -> BatchLosses:
         weights = LossWeights(edges=edges)
         return batch_losses(
-            trainer.network, trainer.vgg, weights, pictures, slots, trainer.targets.of(slots), trainer.config.border
+            trainer.network, trainer.vgg, weights, pictures, slots, trainer.targets.of(slots), trainer.config.margin
         )
 
     losses(photos, 2.0).total.backward()  # type: ignore[no-untyped-call]
@@ -105,6 +105,50 @@ def test_edges_have_a_weight_of_their_own(make_trainer: MakeTrainer) -> None:
     assert math.isnan(float(without.parts[LOSS_NAMES.index("edges") - 1]))
     assert float((whole.total - half.total).detach()) == pytest.approx(lost, rel=1e-3)
     trainer.run(until=2)
+
+
+def test_the_losses_see_a_picture_to_its_border(make_trainer: MakeTrainer) -> None:
+    class Picture(torch.nn.Module):
+        def forward(self, photos: torch.Tensor, slots: torch.Tensor, norms: list[torch.Tensor]) -> torch.Tensor:
+            norms.append(torch.zeros(()))
+            return picture
+
+    trainer = make_trainer("border")
+    photos, slots = torch.rand(2, 3, 48, 48), torch.tensor([0, 1])
+    picture = torch.rand(2, 3, 48, 48, requires_grad=True)
+    targets, weights = trainer.targets.of(slots), LossWeights(tv=0.0)
+    batch_losses(Picture(), trainer.vgg, weights, photos, slots, targets, 8).total.backward()  # type: ignore[no-untyped-call]
+    assert picture.grad is not None
+    strength = picture.grad.abs().mean((0, 1))
+    rim = torch.cat([strength[0], strength[-1], strength[:, 0], strength[:, -1]]).mean()
+    assert 0.3 < float(rim / strength[8:-8, 8:-8].mean()) < 3
+
+
+def test_centring_changes_no_picture_and_goes_on_to_the_bit(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer("centred")
+    transformer, (photos, *_) = trainer.network.transformer, trainer._read(0)
+    style = trainer.network.vectors.detach()
+    with torch.no_grad():
+        for conv in transformer.residual:
+            conv.convolution.bias += 100  # type: ignore[union-attr]
+        before, average = transformer(photos, style), trainer.average["transformer.residual.0.convolution.bias"] + 100
+        trainer.average["transformer.residual.0.convolution.bias"] = average
+        trainer._centre()
+        assert (transformer(photos, style) - before).abs().max() < 1e-3
+    bias = transformer.residual[0].convolution.bias
+    assert bias.abs().max() < 20
+    assert torch.allclose(trainer.average["transformer.residual.0.convolution.bias"], bias, atol=1e-3)
+
+    monkeypatch.setattr("export.train.CENTRE_EVERY", 2)
+    whole, halves = make_trainer("whole"), make_trainer("halves")
+    whole.run()
+    halves.run(until=4)
+    resumed = make_trainer("halves")
+    resumed.run()
+    for name, value in whole.average.items():
+        assert torch.equal(value, resumed.average[name]), name
 
 
 def test_pictures_are_read_ahead_in_order_and_errors_arrive() -> None:

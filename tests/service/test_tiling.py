@@ -17,6 +17,7 @@ from tests.service.test_stylize import post, problem
 from tests.service.toy import VECTORS, toy_stylized
 
 STORE = Path(__file__).parents[2] / "model_store"
+CORE = 64  # px of a tile, in these tests
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,7 @@ def test_tiles_are_the_whole_picture_to_the_bit(
     image, row = noise(*size), row_of(multistyle, "starry_night")
     whole = tiled.run(image, row)
     assert np.abs(whole.astype(int) - multistyle.begin()(image[None], row[None])[0]).max() <= 1
-    monkeypatch.setattr("service.models.tiling.TILE_SIDE", 176)
+    monkeypatch.setattr("service.models.tiling.TILE_SIDE", 2 * tiled._halo + CORE)
     assert tiled.tiles(size) > 1
     done: list[None] = []
     cut = tiled.run(image, row, observe=lambda: done.append(None))
@@ -74,8 +75,8 @@ def test_a_halo_of_much_less_than_the_radius_would_leave_seams(
 ) -> None:
     image, row = noise(300, 120), row_of(multistyle, "starry_night")
     whole = tiled.run(image, row)
-    monkeypatch.setattr("service.models.tiling.TILE_SIDE", 176)
     monkeypatch.setattr(tiled, "_halo", halo_of(24))
+    monkeypatch.setattr("service.models.tiling.TILE_SIDE", 2 * tiled._halo + CORE)
     cut = tiled.run(image, row)
     assert np.abs(cut.astype(int) - whole).max() > 4
 

@@ -1,0 +1,116 @@
+"""Training of a conditional network and a style encoder for it at the same time.
+
+Half of a step's pictures are in the named styles, the other half in those of a corpus of paintings, for which the
+encoder makes the vectors: so the network's convolutions learn what any painting needs, and not only the named ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from export.corpus import Corpus
+from export.data import Painting
+from export.encoder import EncodedNetwork, corpus_statistics, encoder_sheet, statistics_and_grams, trained_encoder
+from export.networks.style_encoder import StyleEncoder
+from export.train import StyledNetwork, TrainConfig, Trainer
+from service.gatys.losses import edge_similarities
+from service.gatys.perceptual import BatchLosses
+
+
+@dataclass(frozen=True)
+class JointConfig(TrainConfig):
+    """As TrainConfig, `painting_side` being the named paintings'; what is of the corpus as EncoderConfig has it, with
+    the weight of the edges that one of its pictures loses, and the encoder's learning rate over the convolutions'."""
+
+    batch: int = 8  # even: as many named as encoded
+    encoded_side: int = 256
+    encoded_edges: float = 3.0
+    encoder_rate: float = 0.5
+    encoder_started_from: str = ""
+    hidden: int = 512
+    rank: int = 0
+    held_out: int = 30
+    held_out_prefix: str = "wikiart_"
+    corpus_sha256: str = ""
+
+    def __post_init__(self) -> None:
+        if self.batch % 2 or not self.batch:
+            raise ValueError(f"a batch of a network and its encoder is even, not {self.batch}")
+
+    @property
+    def named(self) -> int:
+        return self.batch // 2
+
+
+class JointTrainer(Trainer):
+    """A Trainer of a network, its named styles' vectors and its encoder."""
+
+    config: JointConfig
+    network: EncodedNetwork
+
+    def __init__(
+        self, config: JointConfig, paintings: Sequence[Painting], corpus: Corpus, content: Path, vgg_weights: Path,
+        folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.bfloat16, compiled: bool = False,
+        start: StyledNetwork | None = None, start_encoder: Path | None = None,
+    ) -> None:  # fmt: skip
+        """As Trainer; `start_encoder`, a run's or a published one, is what the encoder begins as. Raises ValueError
+        where its width is another."""
+        torch.manual_seed(config.seed)
+        begun = StyledNetwork.neutral(config.network, len(paintings)) if start is None else start
+        encoder = StyleEncoder(begun.vectors.detach(), config.hidden, config.rank)
+        if start_encoder is not None:
+            encoder.begin_as(trained_encoder(start_encoder))
+            config = dataclasses.replace(config, encoder_started_from=str(start_encoder))
+        config = dataclasses.replace(config, corpus_sha256=corpus.sha256)
+        network = EncodedNetwork(begun.transformer, begun.vectors.detach(), encoder).requires_grad_(True)
+        self.corpus = corpus
+        super().__init__(
+            config, paintings, content, vgg_weights, folder,
+            device=device, dtype=dtype, compiled=compiled, start=network,
+        )  # fmt: skip
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        if not self.checkpoint_path.exists() and not self.config.encoder_started_from:  # which have the encoder's unit
+            self.network.encoder.normalise_by(corpus_statistics(self.vgg, self.corpus, self.config.encoded_side))
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        encoder = {"params": list(self.network.encoder.parameters()), "ratio": self.config.encoder_rate}
+        return [*super()._parameter_groups(), encoder]
+
+    def _read(self, step: int) -> tuple[Tensor, ...]:
+        paintings = self.corpus.batch(step, self.config.batch - self.config.named, self.config.encoded_side)
+        return *super()._read(step), self._to_device(paintings)
+
+    def _styles(self, *pictures: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Vectors (N, D), the named styles' first, and their targets."""
+        slots, named = super()._styles()
+        found, encoded = statistics_and_grams(self.vgg, *pictures)
+        vectors = torch.cat([self.network.vectors[slots], self.network.encoder(found)])
+        return vectors, {layer: torch.cat([grams, encoded[layer]]) for layer, grams in named.items()}
+
+    def _losses(self, photos: Tensor, slots: Tensor, targets: dict[str, Tensor]) -> BatchLosses:
+        """`slots` are vectors here, and the network is told them."""
+        transformer, weights, named = self.network.transformer, self.config.weights, self.config.named
+        losses = self._batch_losses(transformer, self.vgg, weights, photos, slots, targets, self.config.margin)
+        edges = 1 - edge_similarities(losses.stylised[named:], photos[named:])
+        total = losses.total + self.config.encoded_edges * edges.sum() / len(photos)
+        return BatchLosses(total, torch.cat([losses.parts[:-1], edges.mean().detach()[None]]), losses.stylised)
+
+    def _write_sheet(self, photos: Sequence[Path]) -> None:
+        super()._write_sheet(photos)
+        styled = self.averaged()
+        encoder = StyleEncoder(styled.vectors.detach(), self.config.hidden, self.config.rank)
+        encoder.load_state_dict({name: value.cpu() for name, value in self.network.encoder.state_dict().items()})
+        for name, value in encoder.named_parameters():
+            value.data.copy_(self.average[f"encoder.{name}"])
+        network = EncodedNetwork(styled.transformer, styled.vectors.detach(), encoder)
+        path = self.folder / f"encoded_{self.step:06d}.jpg"
+        encoder_sheet(path, network, self.vgg, self.corpus, photos, self.config.encoded_side)
