@@ -17,7 +17,7 @@ from service.metrics import Metrics, Stopwatch
 from service.models.catalog import Catalog, ServedModel, served
 from service.models.encoder import Encoder, encoder_of
 from service.models.packs import PackFolder
-from service.models.session import DEFAULT_GPU, SETTLE_SIDE, Gpu, ProviderChoice
+from service.models.session import DEFAULT_GPU, SETTLE_SIDE, Gpu, ProviderChoice, trim
 from service.models.store import ModelStore
 
 log = logging.getLogger(__name__)
@@ -152,6 +152,7 @@ class Engine:
                 raise ModelRefused("the store", "holds no network that can stylise")
         except ModelRefused as error:
             loaded.refuse(error)
+        trim()
         return loaded
 
     def _load_model(self, folder: Path, loaded: _Loaded) -> ServedModel | None:

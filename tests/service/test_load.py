@@ -27,8 +27,8 @@ from tests.service.toy import VECTORS, write_conditional
 SMALL = encoded(gradient(64, 64))
 BIG_PIXELS = 1600 * 1200
 BIG = encoded(gradient(1600, 1200), "JPEG")  # more than a second of two cores
-DEPTH = 'stylize_queue_depth{model="multistyle"}'
-RUNS = 'stylize_inference_duration_seconds_count{model="multistyle",provider="cpu"}'
+DEPTH = 'stylize_queue_depth{model="deep"}'
+RUNS = 'stylize_inference_duration_seconds_count{model="deep",provider="cpu"}'
 
 
 @pytest.fixture(scope="module")
