@@ -132,8 +132,8 @@ def test_centring_changes_no_picture_and_goes_on_to_the_bit(
     style, name = trainer.network.vectors.detach(), "transformer.residual.0.convolution.bias"
     bias = dict(trainer.network.named_parameters())[name]
     with torch.no_grad():
-        bias += 100
-        trainer.average[name] += 100
+        bias.add_(100)
+        trainer.average[name].add_(100)
         before = transformer(photos, style)
         trainer._centre()
         assert (transformer(photos, style) - before).abs().max() < 1e-3
