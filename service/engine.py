@@ -163,9 +163,7 @@ class Engine:
             if stored.card.kind == "features":
                 return None
             if stored.card.kind == "encoder":
-                encoder = encoder_of(stored, self._provider, self._threads, self._gpu)
-                encoder.settle()
-                loaded.encoders.append(encoder)
+                loaded.encoders.append(encoder_of(stored, self._provider, self._threads, self._gpu))
                 return None
             model = served(stored, self._provider, self._threads, self._gpu, lanes=True)
             model.warm()

@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for folder in store.folders():
             stored = store.load(folder)
             if stored.card.kind == "encoder":
-                encoder_of(stored, "cpu", cpu_quota()).settle()
+                encoder_of(stored, "cpu", cpu_quota())
             elif stored.card.graph:
                 served(stored, "cpu", cpu_quota()).settle()
                 if stored.fp16:

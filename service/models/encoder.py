@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 
 from service.images import decode, on_white, open_photo
@@ -13,18 +17,25 @@ LONGEST = 4  # times the shorter side: a strip of a frieze is enough of it
 
 
 class Encoder:
-    """A loaded encoder. ``network_sha256`` is of the graph whose vectors it makes, ``sha256`` of its own."""
+    """A loaded encoder. ``network_sha256`` is of the graph whose vectors it makes, ``sha256`` of its own.
 
-    def __init__(self, stored: StoredModel, session: Session) -> None:
+    It is tried when it is loaded, and its session opened anew for the first painting: most services never see one, and
+    it takes 70 MB (the shipped one, measured).
+    """
+
+    def __init__(self, stored: StoredModel, open_session: Callable[[], Session]) -> None:
+        """Raises what ``Session`` does."""
         assert stored.card.vectors_of is not None  # the card's own validation
         self.card = stored.card
         self.sha256 = stored.card.graph_sha256
         self.network_sha256 = stored.card.vectors_of.sha256
         self.model = stored.card.vectors_of.model
-        self.provider = session.provider
-        self.settle = session.settle
         self.side_px = stored.card.vectors_of.painting_side_px
-        self._session = session
+        self._open, self._opening = open_session, threading.Lock()
+        self._session: Session | None = None
+        tried = open_session()
+        tried.settle()
+        self.provider = tried.provider
 
     def size(self, width: int, height: int) -> tuple[int, int]:
         """At which (width, height) a painting is to be read."""
@@ -39,7 +50,9 @@ class Encoder:
     def vector(self, painting: Pixels) -> Vector:
         """The style (D,) of a painting (H, W, 3). Raises OutOfMemory."""
         no_rows: StyleRows = np.empty((1, 0), np.float32)
-        return np.asarray(self._session.run(painting[None], no_rows)[0], np.float32)
+        with self._opening:
+            self._session = session = self._session or self._open()
+        return np.asarray(session.run(painting[None], no_rows)[0], np.float32)
 
 
 def painting_size(width: int, height: int, side_px: int) -> tuple[int, int]:
@@ -50,4 +63,4 @@ def painting_size(width: int, height: int, side_px: int) -> tuple[int, int]:
 
 def encoder_of(stored: StoredModel, provider: ProviderChoice, threads: int, gpu: Gpu = DEFAULT_GPU) -> Encoder:
     """A stored encoder at work. Raises what ``Session`` does."""
-    return Encoder(stored, Session(stored, provider, threads, gpu))
+    return Encoder(stored, partial(Session, stored, provider, threads, gpu))

@@ -6,6 +6,7 @@ import asyncio
 import io
 import re
 import time
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +20,8 @@ from PIL import Image
 from service.app import create_app
 from service.encodings import Encodings
 from service.metrics import Metrics
-from service.models.encoder import encoder_of
+from service.models.encoder import Encoder, encoder_of
+from service.models.session import Session
 from service.models.store import ModelStore
 from service.settings import Settings
 from tests.service.conftest import wait_until_loaded
@@ -161,6 +163,21 @@ def test_without_its_network_an_encoder_is_of_no_use_and_the_service_goes_on(tmp
         assert answer.status_code == 422
         assert "publish-encoder" in answer.json()["detail"]
         assert client.get("/readyz").status_code == 200
+
+
+def test_an_encoder_is_tried_when_loaded_and_opened_for_the_first_painting(store: Path) -> None:
+    stored, opened = ModelStore(store).load(store / "arbitrary" / "1"), []
+
+    def opening() -> Session:
+        opened.append(Session(stored, "cpu", 1))
+        return opened[-1]
+
+    encoder = Encoder(stored, opening)
+    tried = weakref.ref(opened.pop())
+    assert tried() is None  # the memory that it took is free again
+    first, second = (encoder.vector(np.full((32, 32, 3), 7, np.uint8)) for _ in range(2))
+    assert np.array_equal(first, second)
+    assert len(opened) == 1
 
 
 def test_one_painting_is_read_once_for_many_at_a_time_and_kept(store: Path) -> None:
