@@ -61,11 +61,12 @@ class Local:
 
     def _fill(self, order: Order, on_progress: OnProgress) -> Stylized:
         fields = StylizeFields.read(list(order.fields.items()), self._catalog, files=order.files)
-        model = self._knowing(model_for(fields, self._catalog), order)
         if may_be_animation(order.image):
             animation = open_animation(order.image, ANIMATION)
             if animation.moves:
+                model = self._knowing(model_for(fields, self._catalog, moving=True), order)
                 return self._fill_moving(order, animation, fields, model, on_progress)
+        model = self._knowing(model_for(fields, self._catalog), order)
         if fields.format == "gif" or fields.format == "mp4":
             raise InvalidFields([Offence("format", f"{fields.format} is for animations")])
         photo = open_photo(order.image, MAX_PIXELS)

@@ -23,14 +23,15 @@ from service.video import check_video
 PREVIEW_SIDE = 1024  # pixels, the longer side: what a large picture looks like where no stroke is asked for
 
 
-def model_for(fields: StylizeFields, catalog: Catalog) -> ServedModel:
-    """The model asked for, or the first choice for these styles. Raises InvalidFields where none has them all."""
+def model_for(fields: StylizeFields, catalog: Catalog, *, moving: bool = False) -> ServedModel:
+    """The model asked for, or the first choice for these styles; for what moves a steady one, where there is one.
+    Raises InvalidFields where none has them all."""
     able = catalog.models_with(fields.style_names)
     if any(mix.palette for mix in fields.mixes):
         able = [model for model in able if model.card.palette_size]
     chosen = [model for model in able if fields.model in (None, model.card.name)]
     if chosen:
-        return chosen[0]
+        return next((model for model in chosen if model.is_steady), chosen[0]) if moving else chosen[0]
     wanted = ", ".join(sorted(fields.style_names))
     names = ", ".join(model.card.name for model in able) or "none"
     if fields.model:

@@ -114,6 +114,24 @@ def test_a_painting_s_own_style_and_the_encoder_s_are_alike(client: TestClient, 
         assert min(distances, key=distances.__getitem__) == name, distances
 
 
+def test_the_network_is_the_one_that_does_it_best(client: TestClient, models: dict[str, StoredModel]) -> None:
+    photo, clip = PHOTO_FILE.read_bytes(), io.BytesIO()
+    first, *others = [Image.new("RGB", (48, 32), (level, 90, 40)) for level in (10, 120, 240)]
+    first.save(clip, "GIF", save_all=True, append_images=others)
+    painting = models["multistyle"].paintings["starry_night"]
+
+    def network(style: str | None, **files: bytes) -> str:
+        data = {"style": style} if style else {}
+        answer = client.post("/stylize", files=files, data=data)
+        assert answer.status_code == 200, answer.text
+        return str(answer.headers["X-Model"])
+
+    assert network("kiss", image=photo) == "deep@1"
+    assert network("kiss", image=clip.getvalue()) == "multistyle@1"  # steady
+    assert network(None, image=photo, style_image=painting) == "multistyle@1"  # with an encoder
+    assert network("kiss,style_image", image=clip.getvalue(), style_image=painting) == "multistyle@1"
+
+
 def test_mix_lies_between_its_styles(client: TestClient) -> None:
     first, second, mix = (
         stylised(client, style=style).astype(float).mean((0, 1))

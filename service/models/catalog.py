@@ -35,6 +35,7 @@ from service.models.tiling import Observe, TiledNetwork
 log = logging.getLogger(__name__)
 
 LANE_PIXELS = 2**18  # a lane for each core, of as much memory as one whole picture on eight of them
+STEADY_RADIUS = 64  # pixels: see ServedModel.is_steady
 WHOLE_PIXELS = 2**21  # up to here a picture runs whole: tiles overlap, which costs a quarter more time
 
 
@@ -82,6 +83,12 @@ class ServedModel:
     def travelling(self, names: Collection[str]) -> dict[str, Vector]:
         """The vectors of those of ``names`` that are not in the store: a worker elsewhere has them not."""
         return {name: self._vectors[name] for name in names if name in self.own or name == PAINTING}
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether animations do not flicker: with a network that looks far, places change for what moves elsewhere, and
+        for the grain of all that it sees (`deep`, of 106 px, by 1.5 times the clip's own motion; `multistyle`, 1.3)."""
+        return self.card.tiling is None or self.card.tiling.radius_px <= STEADY_RADIUS
 
     @property
     def names(self) -> Set[str]:

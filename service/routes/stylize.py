@@ -126,6 +126,10 @@ class Stylizer:
                 photo = await self._photo(upload.image)
             # A thread's turn costs more than most requests would use it for.
             mask = await self._in_codec(open_mask, upload.files, self._limits.max_pixels) if upload.files else None
+        if animation and (steady := model_for(fields, catalog, moving=True)) is not model:
+            model, rows = steady, np.empty((0, 0), np.float32)
+            if PAINTING not in upload.files:
+                rows = model.rows(fields.mixes, fields.strength)
         known = model
         if PAINTING in upload.files:
             with watch.time("infer"), naming(PAINTING):

@@ -243,7 +243,7 @@ def test_a_pan_keeps_its_strokes_in_the_sky_and_does_not_flicker_in_any_style(sh
     flicker, kept = {}, {}
     for style in shipped.styles():
         painted = played(shipped.fill(Order(content, style.name, format="png")).content)[0]
-        alone = pixels(shipped.fill(Order(encoded(clip[-1]), style.name)).content)
+        alone = pixels(shipped.fill(Order(encoded(clip[-1]), style.name, model="multistyle")).content)
         flicker[style.name] = along(painted) / along(clip)
         kept[style.name] = detail(painted[-1]) / detail(alone)
     print({name: (round(flicker[name], 2), round(kept[name], 2)) for name in kept})
