@@ -72,14 +72,12 @@ def _train(options: argparse.Namespace) -> None:
         network=TransformerConfig(**NETWORKS[options.network]),
         conditional=options.network != "classic",
         seed=options.seed,
+        started_from=str(options.start_from or ""),
     )
     config = dataclasses.replace(config, **_given(options, *TRAINING, "imitation_steps", "adversarial_weight"))
     paintings = read_paintings(options.manifest, options.paintings, options.styles)
     names = [painting.name for painting in paintings]
-    start = None
-    if options.start_from:
-        start = starting_network(options.start_from, names)
-        config = dataclasses.replace(config, started_from=str(options.start_from))
+    start = starting_network(options.start_from, names) if options.start_from else None
     teacher = starting_network(options.teacher, names) if options.teacher else None
     trainer = trainer_class(
         config,
@@ -106,13 +104,12 @@ def _train_joint(options: argparse.Namespace) -> None:
         seed=options.seed,
         held_out=options.held_out,
         held_out_prefix=options.held_out_prefix,
+        started_from=str(options.start_from or ""),
     )
     config = dataclasses.replace(config, **_given(options, *TRAINING, "hidden", "rank", "encoded_edges"))
     paintings = read_paintings(options.manifest, options.paintings, options.styles)
-    start = None
-    if options.start_from:
-        start = starting_network(options.start_from, [painting.name for painting in paintings])
-        config = dataclasses.replace(config, started_from=str(options.start_from))
+    names = [painting.name for painting in paintings]
+    start = starting_network(options.start_from, names) if options.start_from else None
     trainer = JointTrainer(
         config,
         paintings,
