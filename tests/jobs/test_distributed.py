@@ -89,13 +89,12 @@ def test_a_running_job_is_cancelled_from_any_web_process(cluster: Callable[..., 
 
 
 def test_a_step_that_takes_too_long_to_be_cancelled_is_killed(cluster: Callable[..., Cluster]) -> None:
-    machines = cluster()
+    machines = cluster(STYLIZE_MAX_SIDE="3000")
     web, worker = machines.web(), machines.worker()
-    side = 1900  # px: one evaluation takes several times the two seconds even where bf16 has units of its own
+    side = 2800  # px: one evaluation takes several times the two seconds even where bf16 has units of its own
     job = web.submit(files={"image": ("a.png", encoded(gradient(side, side)))}, max_side=side, **LONG)
-    web.wait(job["id"], "running")
+    wait_for(lambda: web.job(job["id"])["iteration"] == 1)  # so the second evaluation has begun
     (hand,) = worker.hands()
-    wait_for(lambda: _resident_bytes(hand) > 10**9)  # in the middle of its first evaluation
     asked = time.monotonic()
     assert web.http.delete(f"/jobs/{job['id']}").status_code == 202
     wait_for(lambda: hand not in worker.hands())
@@ -103,13 +102,6 @@ def test_a_step_that_takes_too_long_to_be_cancelled_is_killed(cluster: Callable[
     assert web.wait(web.submit()["id"])["attempt"] == 1
     wait_for(lambda: web.metric('stylize_worker_restarts_total{reason="cancelled"}') == 1)
     assert machines.files() == []
-
-
-def _resident_bytes(pid: int) -> int:
-    try:
-        return 4096 * int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    except OSError:
-        return 0
 
 
 def test_a_killed_process_is_replaced_and_a_worker_that_ends_gives_its_job_back(
