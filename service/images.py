@@ -32,6 +32,7 @@ AnyFormat = Literal["jpeg", "png", "webp", "gif", "mp4"]  # the last two are for
 FORMATS: tuple[Format, ...] = get_args(Format)
 READ_AS: dict[str, Format] = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png", "WEBP": "webp"}  # MPO: JPEGs of some phones
 ORIENTATION = 0x0112  # the EXIF tag
+EXIF_SIGNS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")  # of a PNG's chunks
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -89,8 +90,8 @@ def within(size: tuple[int, int], max_side: int) -> tuple[int, int]:
 
 def open_at_once(content: bytes, max_pixels: int) -> Photo | None:
     """As ``open_photo``, of a JPEG whose header ends within GLANCE_BYTES, as most do; None where it does not, or
-    something is wrong. So little can keep nobody waiting, whatever it says, and needs no thread's turn; of a PNG's EXIF
-    Pillow knows only once it is decoded."""
+    something is wrong. So little can keep nobody waiting, whatever it says, and needs no thread's turn; a PNG's EXIF
+    may be at its end."""
     if not content.startswith(JPEG_MAGIC):
         return None
     file = _Glanced(content)
@@ -123,7 +124,7 @@ def _opened(file: io.BytesIO, content: bytes, max_pixels: int) -> Photo:
         width, height = image.size
         if width * height > max_pixels:
             raise TooManyPixels(f"the image has {width} x {height} pixels; at most {max_pixels} are taken in")
-        orientation = _orientation(image)
+        orientation = _orientation(image, content)
     if orientation >= 5:
         width, height = height, width
     return Photo(image, READ_AS[image.format or ""], orientation, width, height)
@@ -211,13 +212,21 @@ def encode(picture: Picture, format: Format, quality: int) -> bytes:
     return file.getvalue()
 
 
-def _orientation(image: Image.Image) -> int:
+def _orientation(image: Image.Image, content: bytes) -> int:
     """EXIF orientation, 1 to 8. Damaged EXIF is no reason to refuse a picture: it counts as upright."""
     try:
-        orientation = image.getexif().get(ORIENTATION, 1)
+        early = image.format == "PNG" and not _tells_late(content)
+        exif = Image.Image.getexif(image) if early else image.getexif()  # a PNG's own decodes it, to look behind it
+        orientation = exif.get(ORIENTATION, 1)
     except Exception:  # hostile bytes make the parser raise anything
         return 1
     return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
+
+
+def _tells_late(png: bytes) -> bool:
+    """Whether there may be EXIF, in any of the ways that a PNG has it, behind the last of its pixels' chunks."""
+    last = png.rfind(b"IDAT")
+    return any(png.find(sign, last) >= 0 for sign in EXIF_SIGNS)
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
+from PIL.PngImagePlugin import PngImageFile
 
 from service.errors import InvalidImage, ServiceError, TooManyPixels, UnsupportedMediaType
 from service.images import GLANCE_BYTES, Picture, decode, encode, open_at_once, open_photo
@@ -140,6 +141,21 @@ def _swap_primaries(profile: bytes) -> bytes:
         profile.replace(b"rXYZ", b"tmp!").replace(b"gXYZ", b"rXYZ").replace(b"tmp!", b"gXYZ")
         .replace(description, "mine".encode("utf-16-be"))
     )  # fmt: skip
+
+
+def test_a_png_is_not_decoded_to_see_how_it_lies(monkeypatch: pytest.MonkeyPatch) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    plain, told = encoded(gradient(60, 40)), encoded(gradient(60, 40), exif=exif)
+    start = told.index(b"eXIf") - 4
+    chunk = told[start : start + 12 + int.from_bytes(told[start : start + 4], "big")]
+    told_late = plain[:-12] + chunk + plain[-12:]  # the last is IEND
+    decoded: list[PngImageFile] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(PngImageFile, "load_prepare", lambda image: decoded.append(image))
+        assert (open_photo(plain, MANY).width, open_photo(told, MANY).width) == (60, 40)
+    assert not decoded
+    assert open_photo(told_late, MANY).width == 40
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # Pillow says so, and goes on
