@@ -145,7 +145,7 @@ def _train_encoder(options: argparse.Namespace) -> None:
     from export.encoder import EncoderConfig, EncoderTrainer
 
     config = EncoderConfig(seed=options.seed, held_out=options.held_out, held_out_prefix=options.held_out_prefix)
-    given = _given(options, *TRAINING, "painting_side", "hidden", "rank")
+    given = _given(options, *TRAINING, "painting_side", "painting_uses", "hidden", "rank")
     weights = dataclasses.replace(config.weights, content=options.content_weight, edges=options.edges_weight)
     trainer = EncoderTrainer(
         dataclasses.replace(config, weights=weights, **given),
@@ -341,7 +341,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _encoder_options(train_encoder)
     train_encoder.add_argument("--content", type=Path, required=True, help="folder of photos to train on")
-    for option in ("painting-side", "hidden", "rank"):
+    for option in ("painting-side", "painting-uses", "hidden", "rank"):
         train_encoder.add_argument(f"--{option}", type=int, help="see EncoderConfig in export/encoder.py")
     train_encoder.add_argument("--content-weight", type=float, default=1.0, help="of structure, where style has 10")
     train_encoder.add_argument("--edges-weight", type=float, default=0.0, help="of 1 - SSIM of edges, beside these")

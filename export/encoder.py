@@ -36,19 +36,23 @@ from service.gatys.transformer import Transformer, graph_weights
 from service.gatys.vgg import VGG
 from service.models.store import CARD, PHOTO, Card, ModelStore, TensorSpec, VectorsOf
 
+STREAM = 5  # of random numbers: photos, slots and paintings have others
 NORMALISED_BY, AT_ONCE = 256, 4  # paintings whose statistics set the encoder's unit
 SHEET_PAINTINGS = 5
+BLOCK = 16  # steps' paintings whose Grams are kept at a time: 11 MB a painting of a batch
 TOLERANCE = 2e-2  # of a vector's numbers, whose spread is about 1: the graph's perceptron is kept in fp16
 SHAPES = ((256, 256), (97, 130), (33, 500), (2, 2), (1, 1))
 
 
 @dataclass(frozen=True)
 class EncoderConfig(TrainConfig):
-    """As TrainConfig; `rank` as `StyleEncoder` has it; what is `held_out` is `Corpus.read`'s. `model` and its graph's
-    sha256 say whose vectors it learns to make; the corpus' sha256 is of its names."""
+    """As TrainConfig; `rank` as `StyleEncoder` has it; what is `held_out` is `Corpus.read`'s. A painting is learnt from
+    `painting_uses` times, with other photos, before it is cut out anew. `model` and its graph's sha256 say whose
+    vectors it learns to make; the corpus' sha256 is of its names."""
 
     learning_rate: float = 1e-3
     painting_side: int = 256
+    painting_uses: int = 4
     hidden: int = 512
     rank: int = 0
     held_out: int = 30
@@ -88,6 +92,7 @@ class EncoderTrainer(Trainer):
         model or of another, to begin with. Raises ValueError where the model takes no vectors, or that encoder has
         another width."""
         torch.manual_seed(config.seed)  # the encoder's first weights
+        self._looked: tuple[int, Tensor, dict[str, Tensor]] | None = None  # a block's number, and what `_look` gives
         transformer, vectors, label, sha256 = _published(model)
         self.corpus = corpus
         config = dataclasses.replace(
@@ -115,12 +120,25 @@ class EncoderTrainer(Trainer):
     def _parameter_groups(self) -> list[dict[str, Any]]:
         return [{"params": list(self.network.encoder.parameters()), "ratio": 1.0}]
 
-    def _read(self, step: int) -> tuple[Tensor, ...]:
-        paintings = self.corpus.batch(step, self.config.batch, self.config.painting_side)
-        return *super()._read(step), self._to_device(paintings)
-
     def _styles(self, *pictures: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        return statistics_and_grams(self.vgg, *pictures)
+        """What VGG says of the paintings of a block of steps is kept, and used `painting_uses` times in other orders:
+        with small crops it takes longer for a painting than for all that is done with it."""
+        uses, batch = self.config.painting_uses, self.config.batch
+        block, step = divmod(self.step, BLOCK * uses)
+        if self._looked is None or self._looked[0] != block:
+            self._looked = block, *self._look(range(block * BLOCK, (block + 1) * BLOCK))
+        _, found, grams = self._looked
+        use, place = divmod(step, BLOCK)
+        order = np.random.default_rng([self.config.seed, STREAM, block, use]).permutation(len(found))
+        rows = torch.from_numpy(order[place * batch : (place + 1) * batch]).to(found.device)
+        return found[rows], {layer: gram[rows] for layer, gram in grams.items()}
+
+    def _look(self, steps: range) -> tuple[Tensor, dict[str, Tensor]]:
+        """`statistics_and_grams` of all the paintings of some steps."""
+        read = ahead(lambda step: self.corpus.batch(step, self.config.batch, self.config.painting_side), steps)
+        looked = [statistics_and_grams(self.vgg, self._to_device(paintings)) for paintings in read]
+        found, grams = zip(*looked, strict=True)
+        return torch.cat(found), {layer: torch.cat([gram[layer] for gram in grams]) for layer in TRAINING_STYLE_LAYERS}
 
     def _finish(self) -> None:
         """The photo vector is the model's."""

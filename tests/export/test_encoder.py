@@ -16,7 +16,7 @@ from PIL import Image
 
 from export.corpus import Corpus
 from export.data import Painting
-from export.encoder import EncoderConfig, EncoderTrainer, publish_encoder
+from export.encoder import BLOCK, EncoderConfig, EncoderTrainer, publish_encoder, statistics_and_grams
 from export.networks.style_encoder import STATISTICS, StyleEncoder, statistics
 from service.gatys.losses import TRAINING_STYLE_LAYERS
 from service.gatys.vgg import VGG
@@ -112,6 +112,23 @@ def test_training_moves_the_encoder_alone_and_goes_on_to_the_bit(trainer_of: Mak
     assert all(name.startswith("encoder.layers.") for name in moved)
     with pytest.raises(ValueError, match="hidden"):
         trainer_of("halves", replace(TINY, hidden=24))
+
+
+def test_a_painting_is_learnt_from_as_often_as_asked_in_other_company(trainer_of: MakeEncoder, corpus: Corpus) -> None:
+    trainer = trainer_of("uses", replace(TINY, painting_uses=2))
+    given: list[tuple[torch.Tensor, dict[str, torch.Tensor]]] = []
+    for trainer.step in range(2 * BLOCK):
+        given.append(trainer._styles())
+    found = torch.cat([statistics for statistics, _ in given])
+    _, times = torch.unique(found, dim=0, return_counts=True)
+    assert times.tolist() == [2] * (BLOCK * TINY.batch)
+    assert not torch.equal(found[: len(times)], found[len(times) :])
+    paintings = torch.cat([corpus.batch(step, TINY.batch, TINY.painting_side) for step in range(BLOCK)])
+    wanted, grams = statistics_and_grams(trainer.vgg, paintings)
+    (row,) = (wanted - found[:1]).abs().sum(1).argmin(keepdim=True)
+    assert torch.allclose(given[0][1]["relu3_3"][0], grams["relu3_3"][row], rtol=1e-4)
+    trainer.step = 2 * BLOCK
+    assert not (trainer._styles()[0][:1] == found).all(1).any()  # others, from here on
 
 
 def test_an_encoder_is_published_with_what_it_was_made_for(
