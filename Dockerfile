@@ -16,9 +16,11 @@ common = sum((extras[name] for name in ['container', 'distributed', *asked]), pr
 [pathlib.Path(f'{name}.txt').write_text('\n'.join(common + extras[name])) for name in ('cpu', 'gpu', 'gatys')]" \
  && python3 -m venv --without-pip /opt/stylize
 
-# onnxruntime and onnxruntime-gpu share an import name and must never meet: a stage each.
+# onnxruntime and onnxruntime-gpu share an import name and must never meet: a stage each. Its library for C, 35 MB, is
+# of no use to Python, whose binding has all of it once more.
 FROM requirements AS cpu-packages
-RUN python3 -m pip --python /opt/stylize install --no-cache-dir --constraint constraints.txt --requirement cpu.txt
+RUN python3 -m pip --python /opt/stylize install --no-cache-dir --constraint constraints.txt --requirement cpu.txt \
+ && rm /opt/stylize/lib/python3*/site-packages/onnxruntime/capi/libonnxruntime.so.*
 
 FROM requirements AS gpu-packages
 RUN python3 -m pip --python /opt/stylize install --no-cache-dir --constraint constraints.txt --requirement gpu.txt

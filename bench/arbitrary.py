@@ -3,6 +3,7 @@ photos that neither was trained on, in one process."""
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -91,9 +92,11 @@ def _won(ours: Sequence[Judged], theirs: Sequence[Judged]) -> str:
 
 
 def encoders() -> list[Maker]:
-    """The store's encoders, each with the network whose vectors it makes."""
+    """The store's encoders, each with the network whose vectors it makes; of the network that was judged best first."""
     store = ModelStore(SETTINGS.model_store)
-    return [at_work(store, stored) for stored in store.of_kinds("encoder")]
+    excess = {network.card.name: network.card.quality.get("excess_mean", math.inf) for network in store.networks()}
+    makers = [at_work(store, stored) for stored in store.of_kinds("encoder")]
+    return sorted(makers, key=lambda maker: excess[maker[0].model])
 
 
 def _name(maker: Maker) -> str:

@@ -71,7 +71,7 @@ class EncodedNetwork(StyledNetwork):
         self.encoder = encoder
 
     def forward(self, photos: Tensor, slots: Tensor, spikes: list[Tensor] | None = None) -> Tensor:
-        """Every photo in the style of its row of `slots`, which are statistics here: (N, 1920)."""
+        """Every photo in the style of its row of `slots`, which are statistics here: (N, 4032)."""
         with torch.autocast(photos.device.type, enabled=False):  # a vector's numbers are worth fp32
             style = self.encoder(slots.float())
         stylised: Tensor = self.transformer(photos, style, spikes)
@@ -114,7 +114,7 @@ class EncoderTrainer(Trainer):
         return network.cpu().eval()
 
     def _prepare(self) -> None:
-        if not self.checkpoint_path.exists() and not self.config.started_from:  # which have the encoder's unit
+        if not self.checkpoint_path.exists():  # which has the encoder's unit
             self.network.encoder.normalise_by(corpus_statistics(self.vgg, self.corpus, self.config.painting_side))
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
@@ -149,14 +149,14 @@ class EncoderTrainer(Trainer):
 
 
 def statistics_and_grams(vgg: VGG, paintings: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Of paintings (N, 3, H, W): what an encoder is told, (N, 1920), and what is to come of it, {layer: (N, C, C)}."""
+    """Of paintings (N, 3, H, W): what an encoder is told, (N, 4032), and what is to come of it, {layer: (N, C, C)}."""
     with torch.no_grad():
         features = vgg(paintings, TRAINING_STYLE_LAYERS)
     return statistics(features), grams_of(features, TRAINING_STYLE_LAYERS)
 
 
 def corpus_statistics(vgg: VGG, corpus: Corpus, side: int) -> Tensor:
-    """Of some of the corpus' paintings: what sets an encoder's unit, (M, 1920)."""
+    """Of some of the corpus' paintings: what sets an encoder's unit, (M, 4032)."""
     steps = range(-(-min(NORMALISED_BY, len(corpus.trained)) // AT_ONCE))
     read = ahead(lambda step: corpus.batch(step, AT_ONCE, side), steps)
     return torch.cat([statistics_and_grams(vgg, paintings.to(vgg.mean.device))[0] for paintings in read])
@@ -179,7 +179,7 @@ def encoder_sheet(
 
 
 class _Told(nn.Module):
-    """A network that is told one painting's statistics (1, 1920), whatever the slot."""
+    """A network that is told one painting's statistics (1, 4032), whatever the slot."""
 
     def __init__(self, network: EncodedNetwork, row: Tensor) -> None:
         super().__init__()

@@ -78,7 +78,7 @@ class JointTrainer(Trainer):
 
     def _prepare(self) -> None:
         super()._prepare()
-        if not self.checkpoint_path.exists() and not self.config.encoder_started_from:  # which have the encoder's unit
+        if not self.checkpoint_path.exists():  # which has the encoder's unit
             self.network.encoder.normalise_by(corpus_statistics(self.vgg, self.corpus, self.config.encoded_side))
 
     def _parameter_groups(self) -> list[dict[str, Any]]:

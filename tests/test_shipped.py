@@ -51,7 +51,7 @@ def stylised(client: TestClient, **fields: str) -> np.ndarray:
 
 def test_store_holds_what_was_promised(models: dict[str, StoredModel]) -> None:
     kinds = sorted(model.card.kind for model in models.values())
-    assert kinds == ["classic", *["conditional"] * 3, "encoder", "features"]
+    assert kinds == ["classic", *["conditional"] * 3, "encoder", "encoder", "features"]
     assert models["multistyle"].vectors.keys() >= PROMISED | {PHOTO}
     assert models["fast"].vectors.keys() == models["deep"].vectors.keys() == models["multistyle"].vectors.keys()
 
@@ -98,16 +98,19 @@ def test_strength_is_exact_at_both_ends_for_every_style(client: TestClient) -> N
     assert 0 < np.abs(half - photo).mean() < np.abs(full - photo).mean()
 
 
-def test_a_painting_s_own_style_and_the_encoder_s_are_alike(client: TestClient, models: dict[str, StoredModel]) -> None:
-    card = models["arbitrary"].card
+@pytest.mark.parametrize(("encoder", "model"), [("arbitrary", "multistyle"), ("arbitrary_deep", "deep")])
+def test_a_painting_s_own_style_and_the_encoder_s_are_alike(
+    client: TestClient, models: dict[str, StoredModel], encoder: str, model: str
+) -> None:
+    card = models[encoder].card
     assert len(card.training["held_out"]) == 30
     assert card.training["steps"] == card.training["configuration"]["steps"]
     paintings = models["multistyle"].paintings
     assert len(paintings) >= 3
-    named = {name: stylised(client, style=name).astype(float) for name in paintings}
+    named = {name: stylised(client, style=name, model=model).astype(float) for name in paintings}
     for name, painting in paintings.items():
         files = {"image": PHOTO_FILE.read_bytes(), "style_image": painting}
-        answer = client.post("/stylize", files=files, data={"format": "png"})
+        answer = client.post("/stylize", files=files, data={"format": "png", "model": model})
         assert answer.status_code == 200, answer.text
         made = np.asarray(Image.open(io.BytesIO(answer.content))).astype(float)
         distances = {other: np.abs(made - picture).mean() for other, picture in named.items()}
@@ -128,7 +131,7 @@ def test_the_network_is_the_one_that_does_it_best(client: TestClient, models: di
 
     assert network("kiss", image=photo) == "deep@1"
     assert network("kiss", image=clip.getvalue()) == "multistyle@1"  # steady
-    assert network(None, image=photo, style_image=painting) == "multistyle@1"  # with an encoder
+    assert network(None, image=photo, style_image=painting) == "deep@1"
     assert network("kiss,style_image", image=clip.getvalue(), style_image=painting) == "multistyle@1"
 
 

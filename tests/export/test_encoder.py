@@ -66,20 +66,50 @@ def test_an_untrained_encoder_gives_the_mean_of_the_known_vectors() -> None:
         StyleEncoder(known, 8, 3)
 
 
-def test_an_encoder_begins_as_another_of_longer_or_shorter_vectors() -> None:
-    found = torch.rand(4, STATISTICS) * 100
+def test_an_encoder_begins_as_another_that_may_be_narrower_and_told_less() -> None:
+    found = torch.rand(4, STATISTICS)
     other = StyleEncoder(torch.randn(3, 20), 8)
     other.normalise_by(found)
     torch.nn.init.normal_(other.layers[-1].weight)  # type: ignore[arg-type]
-    same, shorter = StyleEncoder(other.mean.repeat(2, 1), 8), StyleEncoder(torch.randn(3, 12), 8)
-    same.begin_as(other.state_dict())
-    step, wanted = ((encoder(found) - encoder.mean) / encoder.basis for encoder in (same, other))
-    assert torch.allclose(step, wanted, atol=1e-4)
+    wanted = other(found)
+    wider, shorter = StyleEncoder(torch.randn(5, 20), 12), StyleEncoder(torch.randn(3, 12), 8)
+    wider.begin_as(other.state_dict())
+    assert torch.allclose(wider(found), wanted, atol=1e-5)
     shorter.begin_as(other.state_dict())
     assert torch.equal(shorter.layers[2].weight, other.layers[2].weight)  # type: ignore[arg-type]
     assert torch.allclose(shorter(found), shorter.mean.expand(4, -1))
-    with pytest.raises(ValueError, match="9 wide"):
-        StyleEncoder(torch.randn(3, 20), 9).begin_as(other.state_dict())
+    with pytest.raises(ValueError, match="wider"):
+        StyleEncoder(torch.randn(3, 20), 7).begin_as(other.state_dict())
+
+    less = other.state_dict()
+    less |= {
+        "centre": other.centre[:1920],
+        "spread": other.spread[:1920],
+        "layers.0.weight": less["layers.0.weight"][:, :1920],
+    }
+    more = StyleEncoder(torch.randn(3, 20), 8)
+    more.begin_as(less)
+    more.normalise_by(torch.rand(9, STATISTICS))
+    assert torch.equal(more.spread[:1920], other.spread[:1920])
+    assert not (more.spread == 1).any()
+    before = more(found)
+    assert torch.allclose(more(torch.cat([found[:, :1920], torch.rand(4, STATISTICS - 1920)], 1)), before)
+    assert not torch.allclose(more(found.flip(0)), before)
+
+
+def test_statistics_tell_how_channels_go_together() -> None:
+    base = torch.rand(1, 64, 20, 20)
+    mixed = base.clone()
+    mixed[:, ::2] = base[:, ::2].flip(2, 3)  # every channel has the same mean and deviation as before
+    others = {
+        "relu2_2": torch.rand(1, 128, 9, 9),
+        "relu3_3": torch.rand(1, 256, 5, 5),
+        "relu4_3": torch.ones(1, 512, 3, 3),
+    }
+    first, second = (statistics({"relu1_2": features} | others) for features in (base, mixed))
+    assert torch.allclose(first[:, :1920], second[:, :1920], atol=1e-6)
+    assert (first - second).abs().max() > 0.05
+    assert torch.isfinite(first).all()
 
 
 def test_what_is_held_out_is_fixed_by_its_name_and_never_seen(corpus: Corpus, tmp_path: Path) -> None:
