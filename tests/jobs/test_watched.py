@@ -112,6 +112,8 @@ def test_probes_say_whether_a_worker_takes_jobs(cluster: Callable[..., Cluster],
     finally:
         redis.start()
     wait_for(lambda: watched.answers("/readyz"))
+    # Celery may stay deaf where it loses Redis again before it has heard of it (celery/celery#8030)
+    web.wait(web.submit()["id"])
     redis.kill()
     try:
         wait_for(lambda: not watched.answers("/readyz"))
