@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -163,7 +164,8 @@ class Engine:
             if stored.card.kind == "features":
                 return None
             if stored.card.kind == "encoder":
-                loaded.encoders.append(encoder_of(stored, self._provider, self._threads, self._gpu))
+                read = partial(self._store.load, folder)
+                loaded.encoders.append(encoder_of(stored, self._provider, self._threads, self._gpu, read))
                 return None
             model = served(stored, self._provider, self._threads, self._gpu, lanes=True)
             model.warm()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 
+from service.errors import ModelRefused
 from service.images import decode, on_white, open_photo
 from service.models.session import DEFAULT_GPU, Gpu, ProviderChoice, Session, StyleRows
 from service.models.store import StoredModel, Vector
@@ -19,21 +19,23 @@ LONGEST = 4  # times the shorter side: a strip of a frieze is enough of it
 class Encoder:
     """A loaded encoder. ``network_sha256`` is of the graph whose vectors it makes, ``sha256`` of its own.
 
-    It is tried when it is loaded, and its session opened anew for the first painting: most services never see one, and
-    it takes 70 MB (the shipped one, measured).
+    It is tried when it is loaded, and its session opened anew for the first painting, from what ``read`` gives: most
+    services never see one, and it takes up to 230 MB (the shipped ones, measured).
     """
 
-    def __init__(self, stored: StoredModel, open_session: Callable[[], Session]) -> None:
-        """Raises what ``Session`` does."""
+    def __init__(
+        self, stored: StoredModel, open_session: Callable[[StoredModel], Session], read: Callable[[], StoredModel]
+    ) -> None:
+        """Raises what ``open_session`` does."""
         assert stored.card.vectors_of is not None  # the card's own validation
         self.card = stored.card
         self.sha256 = stored.card.graph_sha256
         self.network_sha256 = stored.card.vectors_of.sha256
         self.model = stored.card.vectors_of.model
         self.side_px = stored.card.vectors_of.painting_side_px
-        self._open, self._opening = open_session, threading.Lock()
+        self._open, self._read, self._opening = open_session, read, threading.Lock()
         self._session: Session | None = None
-        tried = open_session()
+        tried = open_session(stored)
         tried.settle()
         self.provider = tried.provider
 
@@ -48,11 +50,17 @@ class Encoder:
         return on_white(decode(photo, self.size(photo.width, photo.height)))
 
     def vector(self, painting: Pixels) -> Vector:
-        """The style (D,) of a painting (H, W, 3). Raises OutOfMemory."""
+        """The style (D,) of a painting (H, W, 3). Raises OutOfMemory; ModelRefused where the encoder was replaced."""
         no_rows: StyleRows = np.empty((1, 0), np.float32)
         with self._opening:
-            self._session = session = self._session or self._open()
+            self._session = session = self._session or self._opened()
         return np.asarray(session.run(painting[None], no_rows)[0], np.float32)
+
+    def _opened(self) -> Session:
+        stored = self._read()
+        if stored.card.graph_sha256 != self.sha256:
+            raise ModelRefused(self.card.label, "was replaced by another since it was loaded")
+        return self._open(stored)
 
 
 def painting_size(width: int, height: int, side_px: int) -> tuple[int, int]:
@@ -61,6 +69,17 @@ def painting_size(width: int, height: int, side_px: int) -> tuple[int, int]:
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def encoder_of(stored: StoredModel, provider: ProviderChoice, threads: int, gpu: Gpu = DEFAULT_GPU) -> Encoder:
-    """A stored encoder at work. Raises what ``Session`` does."""
-    return Encoder(stored, partial(Session, stored, provider, threads, gpu))
+def encoder_of(
+    stored: StoredModel,
+    provider: ProviderChoice,
+    threads: int,
+    gpu: Gpu = DEFAULT_GPU,
+    read: Callable[[], StoredModel] | None = None,
+) -> Encoder:
+    """A stored encoder at work; one that can be ``read`` anew is not kept until it is needed. Raises what ``Session``
+    does."""
+
+    def open_session(stored: StoredModel) -> Session:
+        return Session(stored, provider, threads, gpu)
+
+    return Encoder(stored, open_session, read or (lambda: stored))

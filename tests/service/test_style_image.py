@@ -9,6 +9,8 @@ import time
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +21,11 @@ from PIL import Image
 
 from service.app import create_app
 from service.encodings import Encodings
+from service.errors import ModelRefused
 from service.metrics import Metrics
 from service.models.encoder import Encoder, encoder_of
 from service.models.session import Session
-from service.models.store import ModelStore
+from service.models.store import ModelStore, StoredModel
 from service.settings import Settings
 from tests.service.conftest import wait_until_loaded
 from tests.service.toy import (
@@ -166,18 +169,25 @@ def test_without_its_network_an_encoder_is_of_no_use_and_the_service_goes_on(tmp
 
 
 def test_an_encoder_is_tried_when_loaded_and_opened_for_the_first_painting(store: Path) -> None:
-    stored, opened = ModelStore(store).load(store / "arbitrary" / "1"), []
+    read = partial(ModelStore(store).load, store / "arbitrary" / "1")
+    stored, opened = read(), []
 
-    def opening() -> Session:
+    def opening(stored: StoredModel) -> Session:
         opened.append(Session(stored, "cpu", 1))
         return opened[-1]
 
-    encoder = Encoder(stored, opening)
+    encoder = Encoder(stored, opening, read)
     tried = weakref.ref(opened.pop())
     assert tried() is None  # the memory that it took is free again
     first, second = (encoder.vector(np.full((32, 32, 3), 7, np.uint8)) for _ in range(2))
     assert np.array_equal(first, second)
     assert len(opened) == 1
+    kept = weakref.ref(stored)
+    del stored
+    assert kept() is None  # and so are the bytes of its graph
+    other = replace(read(), card=read().card.model_copy(update={"files": dict.fromkeys(read().card.files, "0" * 64)}))
+    with pytest.raises(ModelRefused, match="replaced"):
+        Encoder(read(), opening, lambda: other).vector(np.full((32, 32, 3), 7, np.uint8))
 
 
 def test_one_painting_is_read_once_for_many_at_a_time_and_kept(store: Path) -> None:
