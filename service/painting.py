@@ -10,7 +10,7 @@ import numpy as np
 
 from service.animations import Animation, Film, decode_film, stacked
 from service.colour import keep_color
-from service.errors import InvalidFields, Offence, ServiceError, TooManyPixels
+from service.errors import InvalidFields, NotReady, Offence, Saturated, ServiceError, TooManyPixels
 from service.images import AnyFormat, Photo, Picture, decode_mask, decode_regions, open_photo
 from service.masks import Mask, composed
 from service.models.catalog import WHOLE_PIXELS, Catalog, FilmRun, Moving, ServedModel, StoppableRun
@@ -154,5 +154,7 @@ def naming(field: str) -> Iterator[None]:
     """Say which file it was, where it was not the photo."""
     try:
         yield
+    except (NotReady, Saturated):  # it is not the file's fault
+        raise
     except ServiceError as error:
         raise type(error)(f"{field}: {error.detail}") from error

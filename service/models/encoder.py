@@ -7,12 +7,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from service.errors import ModelRefused
+from service.errors import ModelRefused, NotReady
 from service.images import decode, on_white, open_photo
 from service.models.session import DEFAULT_GPU, Gpu, ProviderChoice, Session, StyleRows
 from service.models.store import StoredModel, Vector
 from service.models.style import Pixels
 
+RETRY_S = 5.0
 LONGEST = 4  # times the shorter side: a strip of a frieze is enough of it
 
 
@@ -50,16 +51,19 @@ class Encoder:
         return on_white(decode(photo, self.size(photo.width, photo.height)))
 
     def vector(self, painting: Pixels) -> Vector:
-        """The style (D,) of a painting (H, W, 3). Raises OutOfMemory; ModelRefused where the encoder was replaced."""
+        """The style (D,) of a painting (H, W, 3). Raises OutOfMemory; NotReady where the store has it no more."""
         no_rows: StyleRows = np.empty((1, 0), np.float32)
         with self._opening:
             self._session = session = self._session or self._opened()
         return np.asarray(session.run(painting[None], no_rows)[0], np.float32)
 
     def _opened(self) -> Session:
-        stored = self._read()
-        if stored.card.graph_sha256 != self.sha256:
-            raise ModelRefused(self.card.label, "was replaced by another since it was loaded")
+        try:
+            stored = self._read()
+            if stored.card.graph_sha256 != self.sha256:
+                raise ModelRefused(self.card.label, "was replaced by another since it was loaded")
+        except ModelRefused as error:
+            raise NotReady([str(error)], RETRY_S) from error
         return self._open(stored)
 
 

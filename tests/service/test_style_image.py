@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import re
+import shutil
 import time
 import weakref
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from PIL import Image
 
 from service.app import create_app
 from service.encodings import Encodings
-from service.errors import ModelRefused
+from service.errors import NotReady
 from service.metrics import Metrics
 from service.models.encoder import Encoder, encoder_of
 from service.models.session import Session
@@ -186,8 +187,19 @@ def test_an_encoder_is_tried_when_loaded_and_opened_for_the_first_painting(store
     del stored
     assert kept() is None  # and so are the bytes of its graph
     other = replace(read(), card=read().card.model_copy(update={"files": dict.fromkeys(read().card.files, "0" * 64)}))
-    with pytest.raises(ModelRefused, match="replaced"):
+    with pytest.raises(NotReady, match="replaced"):
         Encoder(read(), opening, lambda: other).vector(np.full((32, 32, 3), 7, np.uint8))
+
+
+def test_an_encoder_that_left_the_store_is_told_of(tmp_path: Path) -> None:
+    write_encoder(tmp_path / "store", write_conditional(tmp_path / "store"))
+    with TestClient(create_app(Settings(model_store=tmp_path / "store", provider="cpu"))) as client:
+        wait_until_loaded(client)
+        shutil.move(tmp_path / "store" / "arbitrary", tmp_path / "gone")
+        answer = ask(client, png(plain(1, 2, 3)))
+        assert (answer.status_code, answer.json()["code"]) == (503, "not_ready")
+        shutil.move(tmp_path / "gone", tmp_path / "store" / "arbitrary")
+        assert ask(client, png(plain(1, 2, 3))).status_code == 200
 
 
 def test_one_painting_is_read_once_for_many_at_a_time_and_kept(store: Path) -> None:
