@@ -39,7 +39,7 @@ from service.models.store import CARD, PHOTO, Card, ModelStore, TensorSpec, Vect
 STREAM = 5  # of random numbers: photos, slots and paintings have others
 NORMALISED_BY, AT_ONCE = 256, 4  # paintings whose statistics set the encoder's unit
 SHEET_PAINTINGS = 5
-BLOCK = 16  # steps' paintings whose Grams are kept at a time: 11 MB a painting of a batch
+BLOCK = 16  # steps' paintings whose Grams are kept at a time: 22 MB for each of a batch
 TOLERANCE = 2e-2  # of a vector's numbers, whose spread is about 1: the graph's perceptron is kept in fp16
 SHAPES = ((256, 256), (97, 130), (33, 500), (2, 2), (1, 1))
 
@@ -89,8 +89,8 @@ class EncoderTrainer(Trainer):
         *, device: str = "cpu", dtype: torch.dtype = torch.bfloat16, compiled: bool = False, start: Path | None = None,
     ) -> None:  # fmt: skip
         """As Trainer; `model` is <store>/<model>/<version>, `start` an encoder, a run's or a published one, of this
-        model or of another, to begin with. Raises ValueError where the model takes no vectors, or that encoder has
-        another width."""
+        model or of another, to begin with. Raises ValueError where the model takes no vectors, or that encoder is
+        wider."""
         torch.manual_seed(config.seed)  # the encoder's first weights
         self._looked: tuple[int, Tensor, dict[str, Tensor]] | None = None  # a block's number, and what `_look` gives
         transformer, vectors, label, sha256 = _published(model)
@@ -115,7 +115,7 @@ class EncoderTrainer(Trainer):
 
     def _prepare(self) -> None:
         if not self.checkpoint_path.exists():  # which has the encoder's unit
-            self.network.encoder.normalise_by(corpus_statistics(self.vgg, self.corpus, self.config.painting_side))
+            give_unit(self.network.encoder, self.vgg, self.corpus, self.config.painting_side)
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         return [{"params": list(self.network.encoder.parameters()), "ratio": 1.0}]
@@ -155,11 +155,13 @@ def statistics_and_grams(vgg: VGG, paintings: Tensor) -> tuple[Tensor, dict[str,
     return statistics(features), grams_of(features, TRAINING_STYLE_LAYERS)
 
 
-def corpus_statistics(vgg: VGG, corpus: Corpus, side: int) -> Tensor:
-    """Of some of the corpus' paintings: what sets an encoder's unit, (M, 4032)."""
+def give_unit(encoder: StyleEncoder, vgg: VGG, corpus: Corpus, side: int) -> None:
+    """Set the unit of those of the encoder's inputs that have none yet, by some of the corpus' paintings."""
+    if not encoder.without_unit.any():
+        return
     steps = range(-(-min(NORMALISED_BY, len(corpus.trained)) // AT_ONCE))
     read = ahead(lambda step: corpus.batch(step, AT_ONCE, side), steps)
-    return torch.cat([statistics_and_grams(vgg, paintings.to(vgg.mean.device))[0] for paintings in read])
+    encoder.normalise_by(torch.cat([statistics_and_grams(vgg, batch.to(vgg.mean.device))[0] for batch in read]))
 
 
 def encoder_sheet(

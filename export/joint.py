@@ -17,7 +17,7 @@ from torch import Tensor
 
 from export.corpus import Corpus
 from export.data import Painting
-from export.encoder import EncodedNetwork, corpus_statistics, encoder_sheet, statistics_and_grams, trained_encoder
+from export.encoder import EncodedNetwork, encoder_sheet, give_unit, statistics_and_grams, trained_encoder
 from export.networks.style_encoder import StyleEncoder
 from export.train import StyledNetwork, TrainConfig, Trainer
 from service.gatys.losses import edge_similarities
@@ -61,7 +61,7 @@ class JointTrainer(Trainer):
         start: StyledNetwork | None = None, start_encoder: Path | None = None,
     ) -> None:  # fmt: skip
         """As Trainer; `start_encoder`, a run's or a published one, is what the encoder begins as. Raises ValueError
-        where its width is another."""
+        where that is wider."""
         torch.manual_seed(config.seed)
         begun = StyledNetwork.neutral(config.network, len(paintings)) if start is None else start
         encoder = StyleEncoder(begun.vectors.detach(), config.hidden, config.rank)
@@ -79,7 +79,7 @@ class JointTrainer(Trainer):
     def _prepare(self) -> None:
         super()._prepare()
         if not self.checkpoint_path.exists():  # which has the encoder's unit
-            self.network.encoder.normalise_by(corpus_statistics(self.vgg, self.corpus, self.config.encoded_side))
+            give_unit(self.network.encoder, self.vgg, self.corpus, self.config.encoded_side)
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         encoder = {"params": list(self.network.encoder.parameters()), "ratio": self.config.encoder_rate}

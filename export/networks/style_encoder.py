@@ -82,10 +82,15 @@ class StyleEncoder(nn.Module):
         nn.init.zeros_(self.layers[-1].weight)  # type: ignore[arg-type]
         nn.init.zeros_(self.layers[-1].bias)  # type: ignore[arg-type]
 
+    @property
+    def without_unit(self) -> Tensor:
+        """Which inputs have no unit yet: (4032,)."""
+        return (self.centre == 0) & (self.spread == 1)
+
     def normalise_by(self, corpus: Tensor) -> None:
         """Take the corpus' own spread, from statistics (M, 4032) of some of it, as the unit of those inputs that have
         none yet."""
-        new = (self.centre == 0) & (self.spread == 1)
+        new = self.without_unit
         self.centre[new] = corpus.mean(0)[new]
         self.spread[new] = corpus.std(0, correction=0).clamp(min=NARROW)[new]
 
