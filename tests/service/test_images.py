@@ -1,5 +1,9 @@
 import io
+import os
 import random
+import sys
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -8,7 +12,7 @@ from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngImageFile
 
 from service.errors import InvalidImage, ServiceError, TooManyPixels, UnsupportedMediaType
-from service.images import GLANCE_BYTES, Picture, decode, encode, open_at_once, open_photo
+from service.images import GLANCE_BYTES, Format, Picture, decode, encode, open_at_once, open_photo
 from tests.service.pictures import encoded, gradient, pixels, png_header
 
 MANY = 50_000_000
@@ -218,6 +222,32 @@ def test_transparency_is_kept_in_png_and_webp_and_shown_on_white_in_jpeg() -> No
     assert pixels(encode(picture, "png", 90))[0, 0].tolist() == [100, 100, 100, 0]
     assert pixels(encode(picture, "webp", 90))[0, 0, 3] == 0
     assert pixels(encode(picture, "jpeg", 90))[0, 0].tolist() == [255, 255, 255]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="files in memory that have a descriptor are Linux's")
+def test_other_threads_run_while_a_jpeg_is_made() -> None:
+    plain = Picture(np.zeros((2000, 2000, 3), np.uint8))  # of so few bytes that Pillow makes them in one piece
+    with ThreadPoolExecutor(1) as codec:
+        shares = [_longest_wait(codec.submit(encode, plain, "jpeg", 90)) for _ in range(5)]
+    assert min(shares) < 0.25
+
+
+def _longest_wait(work: Future[bytes]) -> float:
+    """Of a thread that wants to run all the time; as a share of the time until the work was done."""
+    turns = [time.perf_counter()]
+    while not work.done():
+        time.sleep(0.0005)
+        turns.append(time.perf_counter())
+    return float(np.diff(turns).max()) / (turns[-1] - turns[0])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="files in memory that have a descriptor are Linux's")
+@pytest.mark.parametrize("format", ["jpeg", "png", "webp"])
+def test_no_descriptor_is_left_open(format: Format) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(8):
+        encode(Picture(gradient(30, 20)), format, 90)
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
