@@ -253,19 +253,24 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 
 def _srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     """The colours, without alpha, in sRGB as RGB. A profile that cannot be used is passed over, as browsers do."""
-    image = image.convert({"LA": "L", "RGBA": "RGB"}.get(image.mode, image.mode))
+    image = _in_mode(image, {"LA": "L", "RGBA": "RGB"}.get(image.mode, image.mode))
     if profile:
         try:
             return _from_profile(image, ImageCms.ImageCmsProfile(io.BytesIO(profile)))
         except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
             pass
-    return image.convert("RGB")
+    return _in_mode(image, "RGB")
+
+
+def _in_mode(image: Image.Image, mode: str) -> Image.Image:
+    """Unlike Pillow's ``convert``, which copies what is in that mode already."""
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _from_profile(image: Image.Image, profile: ImageCms.ImageCmsProfile) -> Image.Image:
     space = profile.profile.xcolor_space.strip()
     if space == "RGB" and image.mode != "CMYK":
-        image = image.convert("RGB")
+        image = _in_mode(image, "RGB")
         if re.match(SRGB_NAMES, profile.profile.profile_description or ""):
             return image
     elif (space, image.mode) not in (("GRAY", "L"), ("CMYK", "CMYK")):
