@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx2 as httpx
 
+from service.jobs.distributed.tickets import QUEUE, celery_app
 from tests.jobs.broker import RabbitServer, RedisServer, free_port, rabbit, redis, redis_server
 from tests.jobs.conftest import PATIENCE_S, wait_for
 from tests.jobs.machines import Cluster, Worker, cluster, stack
@@ -126,6 +127,20 @@ def test_probes_say_whether_a_worker_takes_jobs(cluster: Callable[..., Cluster],
     wait_for(lambda: web.http.get("/readyz").json()["troubles"] == [])
     web.wait(web.submit()["id"])
     assert httpx.get(f"{watched.url}/elsewhere").status_code == 404
+
+
+def test_a_worker_that_hears_of_no_tickets_any_more_ends_with_1(cluster: Callable[..., Cluster]) -> None:
+    machines = cluster()
+    web = machines.web()
+    worker = machines.worker()
+    web.wait(web.submit()["id"])
+    control = celery_app(machines.variables["STYLIZE_JOBS_URL"]).control
+    assert control.cancel_consumer(QUEUE, reply=True, timeout=PATIENCE_S, limit=1)
+    job = web.submit()["id"]
+    assert worker.process.wait(PATIENCE_S) == 1
+    assert "hears of none" in machines.log()
+    machines.worker()
+    web.wait(job)
 
 
 def readiness(watched: Watched, status: int) -> str:

@@ -31,6 +31,7 @@ from celery.worker import state as worker_state
 from celery.worker.request import Request
 
 from service.errors import DeadlineExceeded, ModelRefused, NotFound, NotReady
+from service.jobs.distributed.hearing import Hearing
 from service.jobs.distributed.ops import Ops
 from service.jobs.distributed.queue import DistributedQueue, Misplaced, Place
 from service.jobs.distributed.state import FOREVER_S
@@ -74,7 +75,8 @@ class Bench:
 
 def work(bench: Bench) -> int:
     """Work until SIGTERM, which gives the jobs back at once: the next worker goes on from their checkpoints. The exit
-    status. Raises ConfigurationError, and Misplaced where this is not a worker for the service."""
+    status: 1 where it hears of no tickets any more, and is to be started again. Raises ConfigurationError, and
+    Misplaced where this is not a worker for the service."""
     # a container that was started again has its old name and process ids, and is not what it was
     host = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
     if bench.ops:
@@ -102,11 +104,19 @@ def work(bench: Bench) -> int:
     loaded = [name for name in BEFORE_FORK if name in sys.modules]
     assert not loaded, f"{loaded} may only be imported after the fork"
     if bench.ops:
-        bench.ops.watch(bench.processes, lambda: len(worker_state.active_requests), lambda: _reasons(worker))
+        bench.ops.watch(bench.processes, _busy, lambda: _reasons(worker))
+    tickets = Tickets(bench.place.broker_url)
+    hearing = Hearing(
+        tickets,
+        idle=lambda: _busy() < bench.processes,
+        taken=lambda: worker_state.total_count[TASK],
+        end=lambda: os.kill(os.getpid(), signal.SIGTERM),
+    )
+    hearing.begin()
     log.info("%s takes jobs, %d at once", host, bench.processes)
     worker.start()
-    foreman.give_back(Tickets(bench.place.broker_url))
-    return int(worker.exitcode or 0)
+    foreman.give_back(tickets)
+    return 1 if hearing.deaf else int(worker.exitcode or 0)
 
 
 class Foreman:
@@ -240,6 +250,11 @@ def _declare(app: Celery, bench: Bench, foreman: Foreman, host: str) -> None:
             log.error("a ticket is refused: %s", error)
             time.sleep(REFUSED_S)
             raise Reject(str(error), requeue=True) from error
+
+
+def _busy() -> int:
+    """Processes that have a ticket."""
+    return len(worker_state.active_requests)
 
 
 def _reasons(worker: WorkController) -> list[str]:
