@@ -28,7 +28,14 @@ JUDGED_PHOTOS = tuple(
 SHEET_PHOTOS = (PHOTOS / "neuschwanstein.jpg", PHOTOS / "kingfisher.jpg")
 NETWORKS: dict[str, dict[str, Any]] = {
     "multistyle": {},
-    "deep": {"end_kernel": 5, "deep_width": 128, "deep_blocks": 3},
+    "deep": {
+        "widths": (32, 64),
+        "residual_blocks": 3,
+        "end_kernel": 5,
+        "shuffle": 2,
+        "deep_width": 128,
+        "deep_blocks": 3,
+    },
     "classic": {"widths": (32, 64, 128)},
     "fast": {"widths": (16, 32), "end_kernel": 5, "shuffle": 2},
 }
@@ -106,7 +113,7 @@ def _train_joint(options: argparse.Namespace) -> None:
         held_out_prefix=options.held_out_prefix,
         started_from=str(options.start_from or ""),
     )
-    config = dataclasses.replace(config, **_given(options, *TRAINING, "hidden", "rank", "encoded_edges"))
+    config = dataclasses.replace(config, **_given(options, *TRAINING, "hidden", "seeing_steps", "encoded_edges"))
     paintings = read_paintings(options.manifest, options.paintings, options.styles)
     names = [painting.name for painting in paintings]
     start = starting_network(options.start_from, names) if options.start_from else None
@@ -145,7 +152,7 @@ def _train_encoder(options: argparse.Namespace) -> None:
     from export.encoder import EncoderConfig, EncoderTrainer
 
     config = EncoderConfig(seed=options.seed, held_out=options.held_out, held_out_prefix=options.held_out_prefix)
-    given = _given(options, *TRAINING, "painting_side", "painting_uses", "hidden", "rank")
+    given = _given(options, *TRAINING, "painting_side", "painting_uses", "hidden", "seeing_steps")
     weights = dataclasses.replace(config.weights, content=options.content_weight, edges=options.edges_weight)
     trainer = EncoderTrainer(
         dataclasses.replace(config, weights=weights, **given),
@@ -168,7 +175,6 @@ def _publish_encoder(options: argparse.Namespace) -> None:
         options.run,
         options.model,
         _corpus(options),
-        options.vgg,
         options.encoder,
         title=options.title,
         description=options.description,
@@ -341,13 +347,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     _encoder_options(train_encoder)
     train_encoder.add_argument("--content", type=Path, required=True, help="folder of photos to train on")
-    for option in ("painting-side", "painting-uses", "hidden", "rank"):
+    for option in ("painting-side", "painting-uses", "hidden", "seeing-steps"):
         train_encoder.add_argument(f"--{option}", type=int, help="see EncoderConfig in export/encoder.py")
     train_encoder.add_argument("--content-weight", type=float, default=1.0, help="of structure, where style has 10")
     train_encoder.add_argument("--edges-weight", type=float, default=0.0, help="of 1 - SSIM of edges, beside these")
     train_encoder.add_argument(
         "--start-from", type=Path, help="begin with another encoder: a run's folder, or a published one's"
     )
+    _vgg_option(train_encoder)
     _training_options(train_encoder, "EncoderConfig in export/encoder.py")
 
     train_joint = command(
@@ -360,8 +367,8 @@ def _parser() -> argparse.ArgumentParser:
     train_joint.add_argument("--styles", type=names, help="comma-separated names out of the manifest (all)")
     train_joint.add_argument("--start-from", type=Path, help="begin with the network of a run's folder, or a published")
     train_joint.add_argument("--start-encoder", type=Path, help="begin with the encoder of a run's, or a published one")
-    for option in ("hidden", "rank"):
-        train_joint.add_argument(f"--{option}", type=int, help="of the encoder; see JointConfig in export/joint.py")
+    for option in ("hidden", "seeing-steps"):
+        train_joint.add_argument(f"--{option}", type=int, help="of the encoder; see EncoderConfig in export/encoder.py")
     train_joint.add_argument("--encoded-edges", type=float, help="of 1 - SSIM of edges, where style has 10")
     _training_options(train_joint, "JointConfig in export/joint.py")
 
@@ -460,7 +467,6 @@ def _encoder_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, default=STORE / "multistyle" / "1", help="whose vectors are made")
     parser.add_argument("--paintings", type=Path, help="folder of more paintings to train on")
     _corpus_options(parser)
-    _vgg_option(parser)
 
 
 def _corpus_options(parser: argparse.ArgumentParser) -> None:

@@ -1,7 +1,7 @@
 """Training and publishing of a style encoder for a published conditional model, whose convolutions stay as they are.
 
 The loop, the losses and the checkpoints are those of `export.train`: in the place of a slot the network is told the
-painting's statistics.
+vector that the encoder makes of a painting.
 """
 
 from __future__ import annotations
@@ -12,49 +12,56 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
+from tqdm import tqdm
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before the import: the Linux wheels report home otherwise
 import onnxruntime  # type: ignore[import-untyped]
 
 from export.corpus import Corpus
 from export.data import ahead, load_picture
-from export.networks.style_encoder import StyleEncoder, padded, statistics
+from export.networks.style_encoder import StyleEncoder, padded, seen_by_vgg
 from export.publish import GRAPH, PIXELS, checksums, now, staged, write_card
 from export.sheet import contact_sheet, stylise, to_image
 from export.to_onnx import SMALLEST_SIDE, keep_in_half, load_graph, write_onnx
-from export.train import CHECKPOINT, StyledNetwork, TrainConfig, Trainer, last_losses
+from export.train import CHECKPOINT, LOSS_NAMES, StyledNetwork, TrainConfig, Trainer, last_losses
 from export.verify import GraphDiffers
 from service.gatys.losses import TRAINING_STYLE_LAYERS, grams_of
-from service.gatys.pictures import to_pixels
+from service.gatys.perceptual import BatchLosses, learning_rate
+from service.gatys.pictures import to_pixels, to_tensor
 from service.gatys.transformer import Transformer, graph_weights
 from service.gatys.vgg import VGG
 from service.models.store import CARD, PHOTO, Card, ModelStore, TensorSpec, VectorsOf
 
 STREAM = 5  # of random numbers: photos, slots and paintings have others
-NORMALISED_BY, AT_ONCE = 256, 4  # paintings whose statistics set the encoder's unit
+MEASURED, AT_ONCE = 256, 4  # paintings whose statistics set the encoder's unit
+FIRST_PAINTINGS, FIRST_USES = 1024, 2  # to learn to see by: so many at most, and so many crops of each
+FIRST_BATCH, FIRST_RATE, FIRST_WARMUP = 8, 5e-4, 50
+CONVOLUTIONS_RATE = 0.05  # over the rest of an encoder's
 SHEET_PAINTINGS = 5
-BLOCK = 16  # steps' paintings whose Grams are kept at a time: 22 MB for each of a batch
-TOLERANCE = 2e-2  # of a vector's numbers, whose spread is about 1: the graph's perceptron is kept in fp16
+BLOCK = 16  # steps' paintings whose Grams are kept at a time: 34 MB for each of a batch
+TOLERANCE = 2e-2  # of a vector's numbers, whose spread is 0.4 and more: the graph's weights are kept in fp16
 SHAPES = ((256, 256), (97, 130), (33, 500), (2, 2), (1, 1))
 
 
 @dataclass(frozen=True)
 class EncoderConfig(TrainConfig):
-    """As TrainConfig; `rank` as `StyleEncoder` has it; what is `held_out` is `Corpus.read`'s. A painting is learnt from
-    `painting_uses` times, with other photos, before it is cut out anew. `model` and its graph's sha256 say whose
+    """As TrainConfig; what is `held_out` is `Corpus.read`'s. A painting is learnt from `painting_uses` times, with
+    other photos, before it is cut out anew. One that has seen nothing yet learns to see first, in `seeing_steps`;
+    `tell` is the weight of what it tells of VGG's statistics from then on. `model` and its graph's sha256 say whose
     vectors it learns to make; the corpus' sha256 is of its names."""
 
     learning_rate: float = 1e-3
     painting_side: int = 256
     painting_uses: int = 4
-    hidden: int = 512
-    rank: int = 0
+    hidden: int = 768
+    seeing_steps: int = 2000
+    tell: float = 1.0
     held_out: int = 30
     held_out_prefix: str = "wikiart_"
     model: str = ""
@@ -63,7 +70,8 @@ class EncoderConfig(TrainConfig):
 
 
 class EncodedNetwork(StyledNetwork):
-    """A frozen transformer and the encoder that makes its vectors; `vectors` are those of the named styles."""
+    """A transformer, frozen as it comes, and the encoder that makes its vectors; `vectors` are those of the named
+    styles."""
 
     def __init__(self, transformer: Transformer, vectors: Tensor, encoder: StyleEncoder) -> None:
         super().__init__(transformer, vectors)
@@ -71,18 +79,43 @@ class EncodedNetwork(StyledNetwork):
         self.encoder = encoder
 
     def forward(self, photos: Tensor, slots: Tensor, spikes: list[Tensor] | None = None) -> Tensor:
-        """Every photo in the style of its row of `slots`, which are statistics here: (N, 4032)."""
-        with torch.autocast(photos.device.type, enabled=False):  # a vector's numbers are worth fp32
-            style = self.encoder(slots.float())
-        stylised: Tensor = self.transformer(photos, style, spikes)
+        """Every photo in the style of its row of `slots`, which are vectors here: (N, D)."""
+        stylised: Tensor = self.transformer(photos, slots, spikes)
         return stylised
+
+
+@dataclass(frozen=True)
+class Looked:
+    """Paintings (N, 3, H, W) and what VGG has of them: what an encoder learns to tell, (N, 1920), and what is to come
+    of its vectors, {layer: (N, C, C)}."""
+
+    paintings: Tensor
+    seen: Tensor
+    grams: dict[str, Tensor]
+
+    @classmethod
+    def at(cls, paintings: Tensor, vgg: VGG) -> Looked:
+        with torch.no_grad():
+            features = vgg(paintings, TRAINING_STYLE_LAYERS)
+        return cls(paintings, seen_by_vgg(features), grams_of(features, TRAINING_STYLE_LAYERS))
+
+    @classmethod
+    def all_of(cls, parts: Sequence[Looked]) -> Looked:
+        grams = {layer: torch.cat([part.grams[layer] for part in parts]) for layer in parts[0].grams}
+        return cls(torch.cat([part.paintings for part in parts]), torch.cat([part.seen for part in parts]), grams)
+
+    def __getitem__(self, rows: Tensor) -> Looked:
+        return Looked(self.paintings[rows], self.seen[rows], {layer: gram[rows] for layer, gram in self.grams.items()})
 
 
 class EncoderTrainer(Trainer):
     """A Trainer of the encoder alone, on a corpus in the place of named paintings."""
 
+    loss_names: ClassVar[tuple[str, ...]] = (*LOSS_NAMES, "told")
+
     config: EncoderConfig
     network: EncodedNetwork
+    told: Tensor  # how far off the encoder told what VGG sees of this step's paintings
 
     def __init__(
         self, config: EncoderConfig, model: Path, corpus: Corpus, content: Path, vgg_weights: Path, folder: Path,
@@ -90,15 +123,15 @@ class EncoderTrainer(Trainer):
     ) -> None:  # fmt: skip
         """As Trainer; `model` is <store>/<model>/<version>, `start` an encoder, a run's or a published one, of this
         model or of another, to begin with. Raises ValueError where the model takes no vectors, or that encoder is
-        wider."""
+        another network."""
         torch.manual_seed(config.seed)  # the encoder's first weights
-        self._looked: tuple[int, Tensor, dict[str, Tensor]] | None = None  # a block's number, and what `_look` gives
+        self._looked: tuple[int, Looked] | None = None  # a block's number, and its paintings
         transformer, vectors, label, sha256 = _published(model)
         self.corpus = corpus
         config = dataclasses.replace(
             config, network=transformer.config, model=label, model_sha256=sha256, corpus_sha256=corpus.sha256
         )
-        encoder = StyleEncoder(vectors, config.hidden, config.rank)
+        encoder = StyleEncoder(vectors, config.hidden)
         network = EncodedNetwork(transformer, vectors, encoder)
         if start is not None:
             encoder.begin_as(trained_encoder(start))
@@ -114,11 +147,15 @@ class EncoderTrainer(Trainer):
         return network.cpu().eval()
 
     def _prepare(self) -> None:
-        if not self.checkpoint_path.exists():  # which has the encoder's unit
-            give_unit(self.network.encoder, self.vgg, self.corpus, self.config.painting_side)
+        if not self.checkpoint_path.exists():
+            side, steps = self.config.painting_side, self.config.seeing_steps
+            learn_to_see(self.network.encoder, self.vgg, self.corpus, side, steps)
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
-        return [{"params": list(self.network.encoder.parameters()), "ratio": 1.0}]
+        return encoder_groups(self.network.encoder, 1.0)
+
+    def _losses(self, photos: Tensor, slots: Tensor, targets: dict[str, Tensor]) -> BatchLosses:
+        return with_told(super()._losses(photos, slots, targets), self.told, self.config.tell)
 
     def _styles(self, *pictures: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """What VGG says of the paintings of a block of steps is kept, and used `painting_uses` times in other orders:
@@ -126,89 +163,109 @@ class EncoderTrainer(Trainer):
         uses, batch = self.config.painting_uses, self.config.batch
         block, step = divmod(self.step, BLOCK * uses)
         if self._looked is None or self._looked[0] != block:
-            self._looked = block, *self._look(range(block * BLOCK, (block + 1) * BLOCK))
-        _, found, grams = self._looked
+            self._looked = block, self._look(range(block * BLOCK, (block + 1) * BLOCK))
+        looked = self._looked[1]
         use, place = divmod(step, BLOCK)
-        order = np.random.default_rng([self.config.seed, STREAM, block, use]).permutation(len(found))
-        rows = torch.from_numpy(order[place * batch : (place + 1) * batch]).to(found.device)
-        return found[rows], {layer: gram[rows] for layer, gram in grams.items()}
+        order = np.random.default_rng([self.config.seed, STREAM, block, use]).permutation(len(looked.seen))
+        given = looked[torch.from_numpy(order[place * batch : (place + 1) * batch]).to(looked.seen.device)]
+        vectors, self.told = self.network.encoder.study(given.paintings, given.seen, self.vgg.dtype)
+        return vectors, given.grams
 
-    def _look(self, steps: range) -> tuple[Tensor, dict[str, Tensor]]:
-        """`statistics_and_grams` of all the paintings of some steps."""
+    def _look(self, steps: range) -> Looked:
+        """All the paintings of some steps."""
         read = ahead(lambda step: self.corpus.batch(step, self.config.batch, self.config.painting_side), steps)
-        looked = [statistics_and_grams(self.vgg, self._to_device(paintings)) for paintings in read]
-        found, grams = zip(*looked, strict=True)
-        return torch.cat(found), {layer: torch.cat([gram[layer] for gram in grams]) for layer in TRAINING_STYLE_LAYERS}
+        return Looked.all_of([Looked.at(self._to_device(paintings), self.vgg) for paintings in read])
 
     def _finish(self) -> None:
         """The photo vector is the model's."""
 
     def _write_sheet(self, photos: Sequence[Path]) -> None:
         path = self.folder / f"sheet_{self.step:06d}.jpg"
-        encoder_sheet(path, self.averaged(), self.vgg, self.corpus, photos, self.config.painting_side)
+        encoder_sheet(path, self.averaged(), self.corpus, photos, self.config.painting_side)
 
 
-def statistics_and_grams(vgg: VGG, paintings: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Of paintings (N, 3, H, W): what an encoder is told, (N, 4032), and what is to come of it, {layer: (N, C, C)}."""
-    with torch.no_grad():
-        features = vgg(paintings, TRAINING_STYLE_LAYERS)
-    return statistics(features), grams_of(features, TRAINING_STYLE_LAYERS)
+def encoder_groups(encoder: StyleEncoder, ratio: float) -> list[dict[str, Any]]:
+    """An encoder's parameters and their learning rates over the configuration's. Its convolutions, which nothing holds
+    but the units behind them, would grow without end if they moved as fast as the rest."""
+    slow = list(encoder.convolutions.parameters())
+    fast = [*encoder.layers.parameters(), *encoder.tell.parameters()]
+    return [{"params": fast, "ratio": ratio}, {"params": slow, "ratio": CONVOLUTIONS_RATE * ratio}]
 
 
-def give_unit(encoder: StyleEncoder, vgg: VGG, corpus: Corpus, side: int) -> None:
-    """Set the unit of those of the encoder's inputs that have none yet, by some of the corpus' paintings."""
-    if not encoder.without_unit.any():
+def with_told(losses: BatchLosses, told: Tensor, weight: float) -> BatchLosses:
+    """The losses, and how far off the encoder tells what VGG sees, a scalar."""
+    parts = torch.cat([losses.parts, told.detach()[None]])
+    return BatchLosses(losses.total + weight * told, parts, losses.stylised)
+
+
+def learn_to_see(encoder: StyleEncoder, vgg: VGG, corpus: Corpus, side: int, steps: int) -> None:
+    """An encoder that was never trained gets its unit, and learns to tell what VGG sees of the corpus' paintings, cut
+    to `side` px, so that it is asked for vectors only when it can see. A published one can see and no longer tells it:
+    its convolutions stay as they are. This is not resumed: a run that is stopped here begins anew."""
+    if encoder.tells:
         return
-    steps = range(-(-min(NORMALISED_BY, len(corpus.trained)) // AT_ONCE))
-    read = ahead(lambda step: corpus.batch(step, AT_ONCE, side), steps)
-    encoder.normalise_by(torch.cat([statistics_and_grams(vgg, batch.to(vgg.mean.device))[0] for batch in read]))
+    many = min(FIRST_PAINTINGS, FIRST_USES * len(corpus.trained))
+    kept, found = [], []
+    for paintings in ahead(lambda step: corpus.batch(step, AT_ONCE, side), range(-(-many // AT_ONCE))):
+        with torch.no_grad():
+            found.append(seen_by_vgg(vgg(paintings.to(vgg.mean.device), TRAINING_STYLE_LAYERS)))
+        kept.append(to_pixels(paintings))
+    pixels, seen = np.concatenate(kept), torch.cat(found)
+    learning = [*encoder.tell.parameters(), *(() if encoder.sees else encoder.convolutions.parameters())]
+    encoder.take_unit(to_tensor(pixels[:MEASURED]).to(seen.device), seen[:MEASURED])
+    optimizer = torch.optim.Adam(learning, betas=(0.9, 0.99))
+    rng = np.random.default_rng([corpus.seed, STREAM])
+    for step in tqdm(range(steps), desc="seeing", unit="step", mininterval=5):
+        rows = rng.permutation(len(pixels))[:FIRST_BATCH]
+        told = encoder.study_to_tell(to_tensor(pixels[rows]).to(seen.device), seen[rows], vgg.dtype)
+        optimizer.param_groups[0]["lr"] = learning_rate(step, steps, FIRST_RATE, FIRST_WARMUP)
+        optimizer.zero_grad()
+        told.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
 
 
-def encoder_sheet(
-    path: Path, network: EncodedNetwork, vgg: VGG, corpus: Corpus, photos: Sequence[Path], side: int
-) -> None:
+def encoder_sheet(path: Path, network: EncodedNetwork, corpus: Corpus, photos: Sequence[Path], side: int) -> None:
     """Paintings that were held out x photos: the paintings in the first row. `network` is on the CPU."""
     chosen = corpus.held_out[:SHEET_PAINTINGS]
     paintings = [load_picture(path, short_side=side) for path in chosen]
     with torch.no_grad():
-        found = [statistics_and_grams(vgg, picture.to(vgg.mean.device))[0].cpu() for picture in paintings]
+        vectors = [network.encoder(painting) for painting in paintings]
         rows = [[to_image(load_picture(photos[0], short_side=side)), *map(to_image, paintings)]]
         for photo in photos:
             picture = load_picture(photo, short_side=side)
-            styled = [stylise(_Told(network, row), picture, 0) for row in found]
+            styled = [stylise(_Told(network, vector), picture, 0) for vector in vectors]
             rows.append([to_image(picture), *map(to_image, styled)])
     contact_sheet(path, ["", *(path.stem[:40] for path in chosen)], rows)
 
 
 class _Told(nn.Module):
-    """A network that is told one painting's statistics (1, 4032), whatever the slot."""
+    """A network that is told one vector (1, D), whatever the slot."""
 
-    def __init__(self, network: EncodedNetwork, row: Tensor) -> None:
+    def __init__(self, network: EncodedNetwork, vector: Tensor) -> None:
         super().__init__()
-        self.network, self.row = network, row
+        self.network, self.vector = network, vector
 
     def forward(self, photos: Tensor, slots: Tensor) -> Tensor:
-        stylised: Tensor = self.network(photos, self.row)
+        stylised: Tensor = self.network(photos, self.vector)
         return stylised
 
 
 class EncoderGraph(nn.Module):
-    """From a painting's pixels to its style vector, VGG's convolutions inside."""
+    """From a painting's pixels to its style vector."""
 
-    def __init__(self, vgg: VGG, encoder: StyleEncoder) -> None:
+    def __init__(self, encoder: StyleEncoder) -> None:
         super().__init__()
-        self.vgg, self.encoder = vgg, encoder
+        self.encoder = encoder
 
     def forward(self, image: Tensor) -> Tensor:
         """image uint8 (N, H, W, 3) -> vectors (N, D), float32."""
-        pictures = padded(image.permute(0, 3, 1, 2).float() / 255, SMALLEST_SIDE)
-        vectors: Tensor = self.encoder(statistics(self.vgg(pictures, TRAINING_STYLE_LAYERS)))
+        vectors: Tensor = self.encoder(padded(image.permute(0, 3, 1, 2).float() / 255, SMALLEST_SIDE))
         return vectors
 
 
 def export_encoder(graph: EncoderGraph, path: Path) -> None:
-    """Writes a self-contained ONNX file with dynamic N, H and W. Its weights are kept in fp16, which VGG's were
-    published in, and cast when it is loaded: half the file."""
+    """Writes a self-contained ONNX file with dynamic N, H and W. Its weights are kept in fp16 and cast when it is
+    loaded: half the file."""
     batch, height, width = Dim("N", min=1, max=64), Dim("H", min=1, max=16384), Dim("W", min=1, max=16384)
     example = (torch.zeros(2, 37, 50, 3, dtype=torch.uint8),)
     write_onnx(graph.eval(), example, path, ["image"], "vector", [{0: batch, 1: height, 2: width}])
@@ -232,9 +289,7 @@ def verify_encoder(graph: EncoderGraph, path: Path, pictures: Sequence[np.ndarra
     return largest
 
 
-def publish_encoder(
-    run: Path, model: Path, corpus: Corpus, vgg_weights: Path, target: Path, *, title: str, description: str
-) -> Card:
+def publish_encoder(run: Path, model: Path, corpus: Corpus, target: Path, *, title: str, description: str) -> Card:
     """Exports, verifies and publishes the encoder of a finished run, its own or one of a network and an encoder, as
     `target`, <store>/<name>/<version>, beside the model whose vectors it makes.
 
@@ -252,9 +307,9 @@ def publish_encoder(
         same = torch.equal(own, vectors[: len(own)])
     if not same or config["corpus_sha256"] != corpus.sha256:
         raise ValueError(f"{run} was trained on a corpus that is not this one, or for another model than {label}")
-    encoder = StyleEncoder(vectors, config["hidden"], config["rank"])
+    encoder = StyleEncoder(vectors, config["hidden"])
     encoder.load_state_dict(trained_encoder(run))
-    graph = EncoderGraph(VGG.load(vgg_weights), encoder).eval()
+    graph = EncoderGraph(encoder).eval()
     with staged(target) as folder:
         export_encoder(graph, folder / GRAPH)
         shown = [to_pixels(load_picture(path, short_side=192))[0] for path in corpus.held_out[:2]]
@@ -266,7 +321,7 @@ def publish_encoder(
             kind="encoder",
             title=title,
             description=description,
-            licence="Apache-2.0; VGG16's convolutions: Visual Geometry Group, Oxford, CC BY 4.0",
+            licence="Apache-2.0",
             created_at=now(),
             graph=GRAPH,
             inputs=(TensorSpec(name="image", dtype="uint8", shape=PIXELS),),

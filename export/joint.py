@@ -10,14 +10,23 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from export.corpus import Corpus
 from export.data import Painting
-from export.encoder import EncodedNetwork, encoder_sheet, give_unit, statistics_and_grams, trained_encoder
+from export.encoder import (
+    EncodedNetwork,
+    EncoderTrainer,
+    Looked,
+    encoder_groups,
+    encoder_sheet,
+    learn_to_see,
+    trained_encoder,
+    with_told,
+)
 from export.networks.style_encoder import StyleEncoder
 from export.train import StyledNetwork, TrainConfig, Trainer
 from service.gatys.losses import edge_similarities
@@ -27,15 +36,16 @@ from service.gatys.perceptual import BatchLosses
 @dataclass(frozen=True)
 class JointConfig(TrainConfig):
     """As TrainConfig, `painting_side` being the named paintings'; what is of the corpus as EncoderConfig has it, with
-    the weight of the edges that one of its pictures loses, and the encoder's learning rate over the convolutions'."""
+    the weight of the edges that one of its pictures loses, and the encoder's learning rate over the network's."""
 
     batch: int = 8  # even: as many named as encoded
     encoded_side: int = 256
     encoded_edges: float = 3.0
-    encoder_rate: float = 0.5
+    encoder_rate: float = 1.0
     encoder_started_from: str = ""
-    hidden: int = 512
-    rank: int = 0
+    hidden: int = 768
+    seeing_steps: int = 2000
+    tell: float = 1.0
     held_out: int = 30
     held_out_prefix: str = "wikiart_"
     corpus_sha256: str = ""
@@ -52,8 +62,11 @@ class JointConfig(TrainConfig):
 class JointTrainer(Trainer):
     """A Trainer of a network, its named styles' vectors and its encoder."""
 
+    loss_names: ClassVar[tuple[str, ...]] = EncoderTrainer.loss_names
+
     config: JointConfig
     network: EncodedNetwork
+    told: Tensor  # as EncoderTrainer's
 
     def __init__(
         self, config: JointConfig, paintings: Sequence[Painting], corpus: Corpus, content: Path, vgg_weights: Path,
@@ -61,10 +74,10 @@ class JointTrainer(Trainer):
         start: StyledNetwork | None = None, start_encoder: Path | None = None,
     ) -> None:  # fmt: skip
         """As Trainer; `start_encoder`, a run's or a published one, is what the encoder begins as. Raises ValueError
-        where that is wider."""
+        where that is another network."""
         torch.manual_seed(config.seed)
         begun = StyledNetwork.neutral(config.network, len(paintings)) if start is None else start
-        encoder = StyleEncoder(begun.vectors.detach(), config.hidden, config.rank)
+        encoder = StyleEncoder(begun.vectors.detach(), config.hidden)
         if start_encoder is not None:
             encoder.begin_as(trained_encoder(start_encoder))
             config = dataclasses.replace(config, encoder_started_from=str(start_encoder))
@@ -78,12 +91,12 @@ class JointTrainer(Trainer):
 
     def _prepare(self) -> None:
         super()._prepare()
-        if not self.checkpoint_path.exists():  # which has the encoder's unit
-            give_unit(self.network.encoder, self.vgg, self.corpus, self.config.encoded_side)
+        if not self.checkpoint_path.exists():
+            side, steps = self.config.encoded_side, self.config.seeing_steps
+            learn_to_see(self.network.encoder, self.vgg, self.corpus, side, steps)
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
-        encoder = {"params": list(self.network.encoder.parameters()), "ratio": self.config.encoder_rate}
-        return [*super()._parameter_groups(), encoder]
+        return [*super()._parameter_groups(), *encoder_groups(self.network.encoder, self.config.encoder_rate)]
 
     def _read(self, step: int) -> tuple[Tensor, ...]:
         paintings = self.corpus.batch(step, self.config.batch - self.config.named, self.config.encoded_side)
@@ -92,25 +105,27 @@ class JointTrainer(Trainer):
     def _styles(self, *pictures: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Vectors (N, D), the named styles' first, and their targets."""
         slots, named = super()._styles()
-        found, encoded = statistics_and_grams(self.vgg, *pictures)
-        vectors = torch.cat([self.network.vectors[slots], self.network.encoder(found)])
-        return vectors, {layer: torch.cat([grams, encoded[layer]]) for layer, grams in named.items()}
+        (paintings,) = pictures
+        looked = Looked.at(paintings, self.vgg)
+        encoded, self.told = self.network.encoder.study(looked.paintings, looked.seen, self.vgg.dtype)
+        vectors = torch.cat([self.network.vectors[slots], encoded])
+        targets = {layer: torch.cat([grams, looked.grams[layer]]) for layer, grams in named.items()}
+        return vectors, targets
 
     def _losses(self, photos: Tensor, slots: Tensor, targets: dict[str, Tensor]) -> BatchLosses:
-        """`slots` are vectors here, and the network is told them."""
-        transformer, weights, named = self.network.transformer, self.config.weights, self.config.named
-        losses = self._batch_losses(transformer, self.vgg, weights, photos, slots, targets, self.config.margin)
+        losses, named = super()._losses(photos, slots, targets), self.config.named
         edges = 1 - edge_similarities(losses.stylised[named:], photos[named:])
         total = losses.total + self.config.encoded_edges * edges.sum() / len(photos)
-        return BatchLosses(total, torch.cat([losses.parts[:-1], edges.mean().detach()[None]]), losses.stylised)
+        parts = torch.cat([losses.parts[:-1], edges.mean().detach()[None]])
+        return with_told(BatchLosses(total, parts, losses.stylised), self.told, self.config.tell)
 
     def _write_sheet(self, photos: Sequence[Path]) -> None:
         super()._write_sheet(photos)
         styled = self.averaged()
-        encoder = StyleEncoder(styled.vectors.detach(), self.config.hidden, self.config.rank)
+        encoder = StyleEncoder(styled.vectors.detach(), self.config.hidden)
         encoder.load_state_dict({name: value.cpu() for name, value in self.network.encoder.state_dict().items()})
         for name, value in encoder.named_parameters():
             value.data.copy_(self.average[f"encoder.{name}"])
         network = EncodedNetwork(styled.transformer, styled.vectors.detach(), encoder)
         path = self.folder / f"encoded_{self.step:06d}.jpg"
-        encoder_sheet(path, network, self.vgg, self.corpus, photos, self.config.encoded_side)
+        encoder_sheet(path, network, self.corpus, photos, self.config.encoded_side)

@@ -62,7 +62,7 @@ def contact_sheet(
             draw.text((GAP + place * width, top), label, fill="black")
             sheet.paste(image, (GAP + place * width, top + LABEL))
         top += height
-    sheet.save(path, quality=90)
+    sheet.save(path, quality=80, optimize=True, progressive=True)
 
 
 def loss_curve(path: Path, names: Sequence[str], history: Sequence[Sequence[float]]) -> None:

@@ -22,6 +22,7 @@ TINY_JOINT = JointConfig(
     **{field.name: getattr(TINY, field.name) for field in fields(TrainConfig)} | {"batch": 4},
     encoded_side=48,
     hidden=16,
+    seeing_steps=3,
     held_out=2,
     held_out_prefix="",
 )
@@ -58,11 +59,16 @@ def test_network_and_encoder_move_together_and_go_on_to_the_bit(joint: MakeJoint
         joint("halves", replace(TINY_JOINT, encoded_edges=1.0))
 
 
+def test_a_network_that_nobody_trained_lets_its_vectors_go_anywhere(joint: MakeJoint) -> None:
+    assert (joint("run").network.encoder.basis == 1).all()
+
+
 def test_half_of_a_batch_is_named_and_half_encoded(joint: MakeJoint) -> None:
     trainer = joint("run")
     photos, paintings = trainer._read(0)
     assert (len(photos), len(paintings)) == (4, 2)
     vectors, targets = trainer._styles(paintings)
+    assert trainer.told.item() > 0
     assert torch.equal(vectors[:2], trainer.network.vectors[trainer.slots(0)])
     assert {len(grams) for grams in targets.values()} == {4}
     with pytest.raises(ValueError, match="even"):
@@ -77,16 +83,14 @@ def test_both_are_published_of_one_run(
     run, words = tmp_path / "run", {"title": "Any", "description": "For tests"}
     about = {"title": "Tiny", "description": "", "licence": "Apache-2.0"}
     publish(Run.load(run), paintings, store / "tiny" / "1", **about, preview_photo=PHOTOS / "coffee.jpg")
-    card = publish_encoder(run, store / "tiny" / "1", corpus, VGG_WEIGHTS, store / "arbitrary" / "1", **words)
+    card = publish_encoder(run, store / "tiny" / "1", corpus, store / "arbitrary" / "1", **words)
     network = ModelStore(store).load(store / "tiny" / "1").card
     assert card.vectors_of is not None
     assert card.vectors_of.sha256 == network.graph_sha256
     assert card.vectors_of.painting_side_px == TINY_JOINT.encoded_side
     joint("other", replace(TINY_JOINT, seed=1)).run()
     with pytest.raises(ValueError, match="another"):
-        publish_encoder(
-            tmp_path / "other", store / "tiny" / "1", corpus, VGG_WEIGHTS, store / "arbitrary" / "2", **words
-        )
+        publish_encoder(tmp_path / "other", store / "tiny" / "1", corpus, store / "arbitrary" / "2", **words)
 
 
 def test_an_encoder_goes_on_as_what_it_was(joint: MakeJoint, tmp_path: Path) -> None:
