@@ -21,7 +21,7 @@ class Encoder:
     """A loaded encoder. ``network_sha256`` is of the graph whose vectors it makes, ``sha256`` of its own.
 
     It is tried when it is loaded, and its session opened anew for the first painting, from what ``read`` gives: most
-    services never see one, and it takes up to 230 MB (the shipped ones, measured).
+    services never see one, and it takes up to 290 MB (measured: `arbitrary`, with VGG16 in it; `arbitrary_deep` 50).
     """
 
     def __init__(
