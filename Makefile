@@ -53,7 +53,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.serve: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) --editable '.[$(RUNTIME),video]'
+	$(PIP) --editable '.[$(RUNTIME),client,video]'
 	@touch $@
 
 # torch first and alone: a CPU build where there is one, instead of several GB of CUDA libraries
