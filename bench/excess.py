@@ -42,7 +42,7 @@ def compare_excesses(corpus: Path, sheet: Path | None, steps: int, photos: Seque
     ``sheet``, a row a pair: then the optimum's are painted anew, which takes some twenty minutes more."""
     encoder, session = encoders()[0]
     paintings = [unknown_painting(corpus / name) for name in encoder.card.training["held_out"][:PAINTINGS]]
-    evaluator, rival = Evaluator(VGG_WEIGHTS, OPTIMA, encoder.side_px), rival_of_any_painting()
+    evaluator, rival = Evaluator(VGG_WEIGHTS, OPTIMA, encoder.side_px), rival_of_any_painting(exact=True)
     files = {painting.name: painting.path for painting in paintings}
     vectors = _vectors(encoder, paintings, steps)
     stylizers: dict[str, Stylize] = {

@@ -39,7 +39,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "classic": {"widths": (32, 64, 128)},
     "fast": {"widths": (16, 32), "end_kernel": 5, "shuffle": 2},
 }
-TRAINING = ("steps", "small_steps", "small_side", "side", "batch", "learning_rate", "warmup_steps")
+TRAINING = ("steps", "small_steps", "small_side", "side", "part", "batch", "learning_rate", "warmup_steps")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

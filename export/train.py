@@ -28,7 +28,7 @@ from service.gatys.losses import (
     content_losses,
     grams_of,
 )
-from service.gatys.perceptual import BatchLosses, LossWeights, batch_losses, learning_rate, moving_average
+from service.gatys.perceptual import BatchLosses, LossWeights, Window, batch_losses, learning_rate, moving_average
 from service.gatys.pictures import to_tensor
 from service.gatys.transformer import Transformer, TransformerConfig, neutral_vector
 from service.gatys.vgg import VGG
@@ -38,6 +38,7 @@ LOSS_NAMES = ("total", "style", "content", "tv", "spikes", "imitation", "edges")
 LOG_EVERY = 50
 CENTRE_EVERY = 500  # steps; see Transformer.centre
 CHECKPOINT = "checkpoint.pt"
+WINDOWS = 6  # a stream of random numbers: photos, slots, paintings and a discriminator have others
 PHOTO_RATE = 1e-2
 PIXEL_WEIGHT = 100.0  # of the mean squared error of pixels in 0-1, beside a content loss of weight 1
 
@@ -54,6 +55,7 @@ class TrainConfig:
     imitation_steps: int = 0  # the very first ones: a teacher's pictures are the target, and VGG is not needed
     small_side: int = 160
     side: int = 240
+    part: int = 0  # of a painted crop's side, that the losses see, anywhere in it; 0: all of it
     margin: int = 8  # mirrored around the pictures before the loss: VGG's zero padding is outside of them
     batch: int = 4
     learning_rate: float = 2e-3
@@ -73,6 +75,15 @@ class TrainConfig:
     def named(self) -> int:
         """How many pictures of a step are in one of the named styles."""
         return self.batch
+
+    def window(self, step: int) -> Window | None:
+        """What the losses see of the pictures of a step."""
+        *_, side = self.crop(step)
+        if not 0 < self.part < side:
+            return None
+        firsts = np.random.default_rng([self.seed, WINDOWS, step]).integers(side - self.part + 1, size=2)
+        rows, columns = (int(first) + torch.arange(self.part) for first in firsts)
+        return rows, columns
 
     def rate(self, step: int) -> float:
         """The learning rate of a step."""
@@ -367,7 +378,10 @@ class Trainer:
         network, weights = self.network, self.config.weights
         if self.step < self.config.imitation_steps:
             return self._imitation_losses(network, self.teacher, weights, photos, slots, dtype=self.vgg.dtype)
-        return self._batch_losses(network, self.vgg, weights, photos, slots, targets, self.config.margin)
+        window = self.config.window(self.step)
+        if window is not None:
+            window = self._to_device(window[0]), self._to_device(window[1])
+        return self._batch_losses(network, self.vgg, weights, photos, slots, targets, self.config.margin, window)
 
     def _resume(self) -> None:
         state: dict[str, Any] = torch.load(self.checkpoint_path, map_location=self.device, weights_only=True)

@@ -39,6 +39,9 @@ class LossWeights:
     edges: float = 0.0
 
 
+Window = tuple[Tensor, Tensor]  # the rows and the columns of a part of a picture
+
+
 class BatchLosses(NamedTuple):
     """Of a batch: the loss to minimise, a scalar; the unweighted losses, (6,) or more; and the stylised pictures
     (N, 3, H, W), in the graph of the first."""
@@ -56,32 +59,45 @@ def batch_losses(
     slots: Tensor,
     targets: Mapping[str, Tensor],
     margin: int,
+    window: Window | None = None,
 ) -> BatchLosses:
     """Of photos (N, 3, H, W), 0-1, in the styles of their slots; the imitation is NaN, as are edges of no weight.
+
+    All but the spikes see no more than the `window` of the pictures: a network that can tell where a picture ends lays
+    the painting out by that, a red bar along the top, and whoever sees only a part does not reward it.
 
     VGG sees a mirrored `margin` (px) around the pictures: its zero padding would teach the network dirty borders, and
     a border that no loss sees is where a network puts what it wants the norms to know: a dark band, in the end.
     """
     around = (margin,) * 4
-    with torch.no_grad():
-        content_target = vgg(F.pad(photos, around, mode="reflect"), (TRAINING_CONTENT_LAYER,))[TRAINING_CONTENT_LAYER]
     norms: list[Tensor] = []
     with torch.autocast(photos.device.type, torch.bfloat16, enabled=vgg.dtype == torch.bfloat16):
         stylised = network(photos, slots, norms)
-    features = vgg(F.pad(stylised, around, mode="reflect"), TRAINING_STYLE_LAYERS)
+    shown, photographed = _seen(stylised, window), _seen(photos, window)
+    with torch.no_grad():
+        padded = F.pad(photographed, around, mode="reflect")
+        content_target = vgg(padded, (TRAINING_CONTENT_LAYER,))[TRAINING_CONTENT_LAYER]
+    features = vgg(F.pad(shown, around, mode="reflect"), TRAINING_STYLE_LAYERS)
     style = style_losses(grams_of(features, TRAINING_STYLE_LAYERS), targets).mean()
     content = content_losses(features[TRAINING_CONTENT_LAYER], content_target).mean()
-    tv = total_variation(stylised).mean()
+    tv = total_variation(shown).mean()
     spikes = torch.stack(norms).sum()
     total = weights.style * style + weights.content * content + weights.tv * tv
-    total = total + weights.overshoot * overshoot(stylised).mean() + weights.spikes * spikes
+    total = total + weights.overshoot * overshoot(shown).mean() + weights.spikes * spikes
     missing = torch.full_like(spikes, math.nan)
     edges = missing
     if weights.edges:
-        edges = 1 - edge_similarities(stylised, photos).mean()
+        edges = 1 - edge_similarities(shown, photographed).mean()
         total = total + weights.edges * edges
     parts = torch.stack([style, content, tv, spikes, missing, edges]).detach()
     return BatchLosses(total, parts, stylised)
+
+
+def _seen(pictures: Tensor, window: Window | None) -> Tensor:
+    if window is None:
+        return pictures
+    rows, columns = window
+    return pictures.index_select(2, rows).index_select(3, columns)
 
 
 def learning_rate(step: int, steps: int, highest: float, warmup_steps: int) -> float:

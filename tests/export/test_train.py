@@ -15,7 +15,7 @@ from PIL import Image
 from export.data import Painting, Photos, ahead, load_picture, read_paintings
 from export.start import starting_network
 from export.train import LOSS_NAMES, Run, TrainConfig, Trainer
-from service.gatys.perceptual import BatchLosses, LossWeights, batch_losses
+from service.gatys.perceptual import BatchLosses, LossWeights, Window, batch_losses
 from tests.export.conftest import PHOTOS, ROOT, TINY, TINY_STUDENT, MakeTrainer
 
 KILLED_RUN = """
@@ -107,21 +107,46 @@ def test_edges_have_a_weight_of_their_own(make_trainer: MakeTrainer) -> None:
     trainer.run(until=2)
 
 
-def test_the_losses_see_a_picture_to_its_border(make_trainer: MakeTrainer) -> None:
+def strength_of_gradients(trainer: Trainer, window: Window | None = None) -> torch.Tensor:
+    """Of the losses of pictures (2, 3, 48, 48): the mean at every place, (48, 48)."""
+
     class Picture(torch.nn.Module):
         def forward(self, photos: torch.Tensor, slots: torch.Tensor, norms: list[torch.Tensor]) -> torch.Tensor:
             norms.append(torch.zeros(()))
             return picture
 
-    trainer = make_trainer("border")
     photos, slots = torch.rand(2, 3, 48, 48), torch.tensor([0, 1])
     picture = torch.rand(2, 3, 48, 48, requires_grad=True)
     targets, weights = trainer.targets.of(slots), LossWeights(tv=0.0)
-    batch_losses(Picture(), trainer.vgg, weights, photos, slots, targets, 8).total.backward()  # type: ignore[no-untyped-call]
+    losses = batch_losses(Picture(), trainer.vgg, weights, photos, slots, targets, 8, window)
+    losses.total.backward()  # type: ignore[no-untyped-call]
     assert picture.grad is not None
-    strength = picture.grad.abs().mean((0, 1))
+    return picture.grad.abs().mean((0, 1))
+
+
+def test_the_losses_see_a_picture_to_its_border(make_trainer: MakeTrainer) -> None:
+    strength = strength_of_gradients(make_trainer("border"))
     rim = torch.cat([strength[0], strength[-1], strength[:, 0], strength[:, -1]]).mean()
     assert 0.3 < float(rim / strength[8:-8, 8:-8].mean()) < 3
+
+
+def test_the_losses_see_a_part_and_by_and_by_all_of_it(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer("parts", part=32, side=48, small_steps=0)
+    strength = strength_of_gradients(trainer, (torch.arange(3, 35), torch.arange(10, 42)))
+    inside = strength[3:35, 10:42]
+    assert bool((inside > 0).all())
+    assert float(strength.sum()) == pytest.approx(float(inside.sum()))
+
+    seen = torch.zeros(48, 48, dtype=torch.bool)
+    for step in range(200):
+        window = trainer.config.window(step)
+        assert window is not None
+        assert [len(places) for places in window] == [32, 32]
+        seen[window[0][:, None], window[1]] = True
+    assert bool(seen.any(0).all())
+    assert bool(seen.any(1).all())
+    assert replace(trainer.config, part=48).window(0) is None
+    trainer.run(until=2)
 
 
 def test_centring_changes_no_picture_and_goes_on_to_the_bit(
