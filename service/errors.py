@@ -191,7 +191,7 @@ class WorkerLost(ServiceError):
 class GatysUnavailable(ServiceError):
     """Not a matter of waiting: something has to be installed or set."""
 
-    status, code, title = 503, "gatys_unavailable", "This service does not optimise pictures"
+    status, code, title = 503, "gatys_unavailable", "This service has no workers for such jobs"
 
 
 class StylesUnavailable(ServiceError):

@@ -108,11 +108,11 @@ class Refinements:
     async def submit(self, painting: bytes, fields: StyleFields, client: str) -> Job:
         """The job that makes a style of a painting's file. Raises GatysUnavailable, NameTaken, Saturated,
         StylesUnavailable, and what ``open_photo`` and ``decode`` do."""
+        self._check_free(fields.name)
+        order = await self._order(painting, fields, client)
         self._supervisor.check_available()
         if importlib.util.find_spec("onnx") is None:
             raise GatysUnavailable("onnx cannot be found: install the extra 'gatys' and restart the service")
-        self._check_free(fields.name)
-        order = await self._order(painting, fields, client)
         await asyncio.to_thread(self._folder.reserve, fields.name)
         try:
             job, _ = await asyncio.to_thread(self._supervisor.queue.submit, order)

@@ -97,6 +97,8 @@ def _members(content: bytes) -> dict[str, bytes]:
     """The three files of a pack, and nothing else. Nothing is unpacked that says, or turns out, to be large."""
     if len(content) > MAX_BYTES:
         raise ValueError(f"it has more than {MAX_BYTES} bytes")
+    if not zipfile.is_zipfile(io.BytesIO(content)):
+        raise ValueError("it is no zip archive, or its end is missing")
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         found = archive.infolist()
         if sorted(member.filename for member in found) != sorted((PAPERS, VECTOR, PREVIEW)):
@@ -117,7 +119,10 @@ def _check_preview(content: bytes) -> None:
 
 
 def _refused(error: Exception) -> Exception:
-    reason = "; ".join(e["msg"] for e in error.errors()) if isinstance(error, ValidationError) else str(error)
+    if isinstance(error, ValidationError):
+        reason = "; ".join(f"{PAPERS}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+    else:
+        reason = str(error)
     return InvalidFields([Offence("pack", reason or "it cannot be read")])
 
 

@@ -407,7 +407,7 @@ from service.app import create_app
 from service.settings import Settings
 
 photo = pathlib.Path(sys.argv[1]).read_bytes()
-with TestClient(create_app(Settings.from_env(os.environ))) as client:
+with TestClient(create_app(Settings.from_env(os.environ)), client=("127.0.0.1", 1)) as client:
     while client.get("/readyz").status_code != 200:
         time.sleep(0.05)
     assert client.post("/stylize?style=red", content=photo, headers={"Content-Type": "image/png"}).status_code == 200
@@ -415,6 +415,9 @@ with TestClient(create_app(Settings.from_env(os.environ))) as client:
     assert answer.status_code == 503, answer.text
     assert answer.json()["code"] == "gatys_unavailable"
     assert "extra 'gatys'" in answer.json()["detail"]
+    for name, painting, status in (("plum", photo, 503), ("red", photo, 409), ("plum", b"no picture", 400)):
+        answer = client.post("/styles", data={"name": name}, files={"painting": painting})
+        assert answer.status_code == status, answer.text
 assert "torch" not in sys.modules
 """
 

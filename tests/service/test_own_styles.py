@@ -122,7 +122,7 @@ def _with(name: str, content: bytes) -> Callable[[Files], Files]:
         (_papers(network="0" * 64), "not served here"),
         (_papers(name="../plum"), "pattern"),
         (_papers(name="photo"), "meaning of its own"),
-        (_papers(surprise=1), "Extra inputs"),
+        (_papers(surprise=1), "style.json: surprise: Extra inputs"),
         (_with("style.json", b"{"), "JSON"),
         (_with("vector.npy", npy([1, 2, 3])), "float32 vector of 4"),
         (_with("vector.npy", npy([1, 2, np.nan, 4])), "finite"),
@@ -153,7 +153,9 @@ def test_a_bad_pack_is_refused_and_nothing_changes(
 def test_a_truncated_pack_is_refused_wherever_it_ends(client: TestClient, parts: Files) -> None:
     whole = zipped(parts)
     for end in range(0, len(whole), len(whole) // 40):
-        assert install(client, whole[:end]).status_code == 422
+        answer = install(client, whole[:end])
+        assert answer.status_code == 422
+        assert "its end is missing" in answer.json()["detail"]
     for place in range(0, len(whole), len(whole) // 40):  # a bit of it is wrong: refused, or of no importance
         answer = install(client, whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
         assert answer.status_code in (201, 422), answer.text
