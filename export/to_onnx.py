@@ -178,6 +178,17 @@ def write_onnx(
             external_data=False,
             verbose=False,
         )
+    _forget_the_export(path)
+
+
+def _forget_the_export(path: Path) -> None:
+    """Takes out what the exporter noted, stack traces with this machine's paths among it: a graph that is exported
+    elsewhere has the same bytes."""
+    model = onnx.load(path)
+    graph = model.graph
+    for part in (graph, *graph.node, *graph.initializer, *graph.value_info, *graph.input, *graph.output):
+        del part.metadata_props[:]
+    onnx.save(model, path)
 
 
 def load_graph(path: Path) -> PixelGraph:
