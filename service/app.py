@@ -102,7 +102,10 @@ def create_app(settings: Settings, tracer: Tracer | None = None) -> FastAPI:
         if tracer:
             await asyncio.to_thread(tracer.close)
 
-    app = FastAPI(title="Style transfer", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="Style transfer", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # Edge has ours
+    )  # fmt: skip
     app.router.routes.append(StylizeRoute(stylizer, uploads))
     app.include_router(jobs_router(desk, supervisor, uploads))
     app.include_router(styles_router(engine, refinements, Writers(settings.admin_token), uploads))

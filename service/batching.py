@@ -11,6 +11,7 @@ import asyncio
 import logging
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -90,7 +91,7 @@ class Latency:
     def __init__(self) -> None:
         self._a = self._b = 0.0
         self._weight = 0.0
-        self._sums = np.zeros(4)  # of 1/x, t/x, (1/x)^2 and (1/x)(t/x)
+        self._sums = [0.0] * 4  # of 1/x, t/x, (1/x)^2 and (1/x)(t/x)
 
     @property
     def learnt(self) -> bool:
@@ -107,8 +108,8 @@ class Latency:
         u = 1e6 / max(pixels, self.SMALLEST)
         r = duration_s * u
         self._weight = self.MEMORY * self._weight + 1
-        self._sums = self.MEMORY * self._sums + (u, r, u * u, u * r)
-        mean_u, mean_r, mean_uu, mean_ur = (float(value) for value in self._sums / self._weight)
+        self._sums = [self.MEMORY * kept + new for kept, new in zip(self._sums, (u, r, u * u, u * r), strict=True)]
+        mean_u, mean_r, mean_uu, mean_ur = (kept / self._weight for kept in self._sums)
         variance = mean_uu - mean_u**2
         if variance > 1e-3 * mean_u**2:
             self._b = (mean_ur - mean_u * mean_r) / variance
@@ -187,7 +188,7 @@ class Admission:
         self._max_pixels = max_pixels
         self._metrics = metrics
         metrics.capacity.set(max_pixels)
-        self._runs: dict[tuple[str, str, bool], Latency] = {}  # by model, provider, and whether in a lane
+        self._runs: defaultdict[tuple[str, str, bool], Latency] = defaultdict(Latency)  # by model, provider, in a lane
         self._going: set[_Going] = set()
         self._margin = Margin()
         self.codec = Latency()  # decoding and encoding, by the pixels of the result
@@ -288,7 +289,7 @@ class Admission:
         return latency.predict(pixels)
 
     def _latency(self, network: Network, lane: bool) -> Latency:
-        return self._runs.setdefault((network.name, network.provider, lane), Latency())
+        return self._runs[network.name, network.provider, lane]
 
 
 @dataclass(eq=False)

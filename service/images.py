@@ -95,28 +95,21 @@ def open_at_once(content: bytes, max_pixels: int) -> Photo | None:
     may be at its end."""
     if not content.startswith(JPEG_MAGIC):
         return None
-    file = _Glanced(content)
+    file = io.BytesIO(content[:GLANCE_BYTES])
     try:
         photo = _opened(file, content, max_pixels)
     except ServiceError:
         return None
-    file.most = sys.maxsize
+    place = file.tell()
+    file.seek(0, io.SEEK_END)
+    file.write(content[GLANCE_BYTES:])  # the photo reads on in this file
+    file.seek(place)
     return photo
 
 
 def open_photo(content: bytes, max_pixels: int) -> Photo:
     """Read the header. Raises InvalidImage, UnsupportedMediaType or TooManyPixels."""
     return _opened(io.BytesIO(content), content, max_pixels)
-
-
-class _Glanced(io.BytesIO):
-    """A file that seems to end after ``most`` bytes."""
-
-    most = GLANCE_BYTES
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        left = max(0, self.most - self.tell())
-        return super().read(left if size is None or size < 0 else min(size, left))
 
 
 def _opened(file: io.BytesIO, content: bytes, max_pixels: int) -> Photo:
