@@ -106,7 +106,7 @@ def create_app(settings: Settings, tracer: Tracer | None = None) -> FastAPI:
         title="Style transfer", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None,
         telemetry={"tracing": False, "metrics": False, "logs": False},  # Edge has ours
     )  # fmt: skip
-    app.router.routes.append(StylizeRoute(stylizer, uploads))
+    app.router.routes.insert(0, StylizeRoute(stylizer, uploads))
     app.include_router(jobs_router(desk, supervisor, uploads))
     app.include_router(styles_router(engine, refinements, Writers(settings.admin_token), uploads))
     app.include_router(ops_router(engine, supervisor, metrics))
