@@ -26,6 +26,15 @@ CLIENTS = 16
 RUN_SIDES = (256, 512)
 LARGE = (4000, 3000)  # a photo of a phone's
 SMALL = 512  # the side it is shrunk to
+NO_SPINNING = {"intra_op.allow_spinning": "0"}
+SPINNING = {
+    "spinning": {"intra_op.allow_spinning": "1"},
+    "spinning for 0.2 ms, in a run": {
+        "intra_op.allow_spinning": "1",
+        "intra_op.spin_duration_us": "200",
+        "force_spinning_stop": "1",
+    },
+}
 BUSY = "import time\nend = time.monotonic() + 300\nwhile time.monotonic() < end: pass"
 
 
@@ -61,8 +70,8 @@ def _rate(rounds: Sequence[Sequence[float]], cell_s: float) -> str:
 
 def _threads(rounds: int) -> list[str]:
     quota = cpu_quota()
-    sessions = {f"{threads}, no spinning": _session(threads, False) for threads in sorted({1, quota, 2 * quota})}
-    sessions[f"{quota}, spinning"] = _session(quota, True)
+    sessions = {f"{threads}, no spinning": _session(threads, NO_SPINNING) for threads in sorted({1, quota, 2 * quota})}
+    sessions |= {f"{quota}, {name}": _session(quota, entries) for name, entries in SPINNING.items()}
     row = shipped().vectors[STYLE][None]
     cells: dict[str, list[str]] = {name: [] for name in sessions}
     for side in RUN_SIDES:
@@ -77,12 +86,13 @@ def _threads(rounds: int) -> list[str]:
     return table(title, [f"{side} x {side}" for side in RUN_SIDES], cells)
 
 
-def _session(threads: int, spinning: bool) -> ort.InferenceSession:
+def _session(threads: int, entries: Mapping[str, str]) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.enable_mem_pattern = False
-    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+    for key, value in entries.items():
+        options.add_session_config_entry(f"session.{key}", value)
     return ort.InferenceSession(shipped().graph, options, providers=["CPUExecutionProvider"])
 
 
