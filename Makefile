@@ -15,8 +15,9 @@ export ORT_DISABLE_TELEMETRY := 1
 serve: $(VENV)/.serve
 	STYLIZE_PORT=$(PORT) $(BIN)/python -m service
 
+# a file of tests on each of two cores: they took 75 minutes one after another on slow ones
 test: $(VENV)/.develop
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.develop
 	$(BIN)/ruff check .

@@ -44,6 +44,7 @@ def connect(service: Live) -> closing[socket.socket]:
 
 def rest(connection: socket.socket) -> bytes:
     """What comes until the service closes, as it must."""
+    connection.settimeout(PATIENCE_S)  # of a drip it is shorter
     answer = b""
     try:
         while chunk := connection.recv(65536):
