@@ -7,15 +7,14 @@ is decoded. Pixels are upright 8-bit sRGB whatever came in; metadata never goes 
 from __future__ import annotations
 
 import io
-import os
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import IO, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
+import simplejpeg  # type: ignore[import-untyped]
 from PIL import Image, ImageCms
 
 from service.errors import (
@@ -132,6 +131,9 @@ def decode(photo: Photo, size: tuple[int, int]) -> Picture:
             size = size[1], size[0]
         image.draft(None, size)  # a JPEG is decoded at 1/2, 1/4 or 1/8 where that is still large enough
         profile = image.info.get("icc_profile")
+        as_it_is = image.size == size and photo.orientation not in UPRIGHT and profile is None
+        if as_it_is and (rgb := _jpeg(image)) is not None:
+            return Picture(rgb)
         image = _eight_bit(image)
         if image.size != size:
             image = image.resize(size, Image.Resampling.LANCZOS)
@@ -196,23 +198,15 @@ def encode(picture: Picture, format: Format, quality: int) -> bytes:
 
     ``quality`` is 1 to 100, for JPEG and WebP. Speed goes before size: PNG level 1, WebP method 0.
     """
-    with _file() as file:
-        if format == "jpeg":
-            Image.fromarray(on_white(picture)).save(file, "JPEG", quality=quality)
-        elif format == "png":
-            Image.fromarray(_with_alpha(picture)).save(file, "PNG", compress_level=1)
-        else:
-            Image.fromarray(_with_alpha(picture)).save(file, "WEBP", quality=quality, method=0)
-        file.seek(0)
-        return file.read()
-
-
-def _file() -> IO[bytes]:
-    """In memory. Pillow lets other threads run while it makes a JPEG only where there is a descriptor to write it to:
-    else 512 x 512 pixels kept the GIL for 1.1 ms (measured)."""
-    if sys.platform == "linux":
-        return open(os.memfd_create("picture"), "w+b", buffering=0)
-    return io.BytesIO()
+    if format == "jpeg":
+        content: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(on_white(picture)), quality, "RGB", "420")
+        return content
+    file = io.BytesIO()
+    if format == "png":
+        Image.fromarray(_with_alpha(picture)).save(file, "PNG", compress_level=1)
+    else:
+        Image.fromarray(_with_alpha(picture)).save(file, "WEBP", quality=quality, method=0)
+    return file.getvalue()
 
 
 def _orientation(image: Image.Image, content: bytes) -> int:
@@ -230,6 +224,20 @@ def _tells_late(png: bytes) -> bool:
     """Whether there may be EXIF, in any of the ways that a PNG has it, behind the last of its pixels' chunks."""
     last = png.rfind(b"IDAT")
     return any(png.find(sign, last) >= 0 for sign in EXIF_SIGNS)
+
+
+def _jpeg(image: Image.Image) -> npt.NDArray[np.uint8] | None:
+    """The pixels (H, W, 3) of a JPEG in colour that is not loaded yet, drafted or not: the very ones that Pillow has,
+    but not by way of its own four bytes a pixel. None where it is anything else, or something is wrong with it."""
+    if READ_AS.get(image.format or "") != "jpeg" or image.mode != "RGB":
+        return None
+    width, height = image.size
+    content = image.fp.getbuffer()  # type: ignore[attr-defined]  # a BytesIO
+    try:
+        rgb = simplejpeg.decode_jpeg(content, "RGB", min_width=width, min_height=height)
+    except ValueError:
+        return None
+    return rgb if rgb.shape == (height, width, 3) else None
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
