@@ -15,13 +15,13 @@ import numpy as np
 from PIL import Image
 
 from bench.processes import running
-from bench.servers import CELL_COLUMNS, IN_PROCESS, Row, asking, cell_columns, ours, repeat
+from bench.servers import CELL_COLUMNS, IN_PROCESS, Row, asking, cell_columns, ours, plain_peer, repeat
 from bench.settings import table
 from bench.work import PHOTO, in_process, jpeg, medians_ms, shipped
 from service.models.session import Gpu, OrtSession, Precision, open_session, run_session
 from service.models.store import StoredModel
 
-NETWORKS = ("multistyle", "fast")
+NETWORKS = ("multistyle", "fast", "deep")
 PRECISIONS: tuple[Precision, ...] = ("fp32", "tf32", "fp16")
 SIDES = (256, 512, 1024, 2048)
 BATCHES = (1, 8)
@@ -33,6 +33,7 @@ CHOICES: Mapping[str, Mapping[str, str]] = {
     "arena_extend_strategy kNextPowerOfTwo": {"arena_extend_strategy": "kNextPowerOfTwo"},
     "prefer_nhwc": {"prefer_nhwc": "1"},
 }
+PEERS: Mapping[str, Mapping[str, str]] = {"FastAPI, fp32": {}, "FastAPI, fp32, our codec": {"PEER_CODEC": "simplejpeg"}}
 SERVICES: Mapping[str, Mapping[str, str]] = {
     "fp32": {},
     "fp16": {"STYLIZE_PRECISION": "fp16"},
@@ -41,10 +42,11 @@ SERVICES: Mapping[str, Mapping[str, str]] = {
 PHOTO_SIDE = 512
 CLIENTS = (1, 64, 16, 4)  # in the order of what is to be known first
 START_S = 15.0  # of a service with its first cells
-TOTAL_S = 70.0  # all of it; what does not fit is left out, and said
+TOTAL_S = 90.0  # all of it; what does not fit is left out, and said
 SHARES = {"precisions": 0.30, "service": 0.9, "choices": 1.0}  # of TOTAL_S: until when a section may begin a cell
 
 Device = Literal["cuda", "cpu"]
+PROVIDERS: Mapping[Device, str] = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
 T = TypeVar("T")
 
 
@@ -155,20 +157,26 @@ def _service(cell_s: float, device: Device, clock: Clock) -> list[str]:
         stylize = in_process(photo, device, Gpu(precision=precision)).stylize
         rows.append(Row(f"{IN_PROCESS}, {precision}", 1, [repeat(stylize, cell_s)]))
     with ExitStack() as stack:
+        provider = PROVIDERS[device]
+        servers = {
+            f"the service, {name}": ours(STYLIZE_PROVIDER=device, **settings)
+            for name, settings in SERVICES.items()
+            if settings.get("STYLIZE_PRECISION", "fp32") in precisions
+        } | {name: plain_peer(PEER_PROVIDER=provider, **variables) for name, variables in PEERS.items()}
         live = {}
-        for name, settings in SERVICES.items():
-            if settings.get("STYLIZE_PRECISION", "fp32") in precisions and clock.allows("service", START_S):
-                server = ours(STYLIZE_PROVIDER=device, **settings)
-                if service := _tried(partial(stack.enter_context, running(server, photo)), name):
-                    live[name] = service
-                    ready[name] = f"{service.ready_s:.1f} s ({name})"
+        for name, server in servers.items():
+            if not clock.allows("service", START_S):
+                continue
+            if service := _tried(partial(stack.enter_context, running(server, photo)), name):
+                live[name] = service
+                ready[name] = f"{service.ready_s:.1f} s ({name})"
         for clients in CLIENTS:
             for name, service in live.items():
                 if not clock.allows("service", cell_s):
                     left_out += 1
                     continue
                 if cell := _tried(asking(service, photo, clients, cell_s), f"{clients} clients of {name}"):
-                    rows.append(Row(f"the service, {name}", clients, [cell]))
+                    rows.append(Row(name, clients, [cell]))
     rows.sort(key=lambda row: row.concurrency)
     failed = sum(cell.failed for row in rows for cell in row.cells)
     client = max(cell.client_cores for row in rows for cell in row.cells)

@@ -27,6 +27,7 @@ ALONE, IN_PROCESS = "`session.run` alone", "decode, run, encode in-process"
 OVERHEAD_MS, OVERHEAD_SHARE = 0.5, 0.05  # what the service may cost over in-process work, alone and at 16
 CELL_COLUMNS = ("requests/s", "megapixels/s", "p50, ms", "p99, ms", "CPU-s a request")
 TURNS = 60  # of a single client's pictures with the work in-process
+PLAIN = "bench.peers.plain"
 PAUSE_S = 0.3  # between cells: what the last one left behind is done by then
 
 
@@ -119,32 +120,46 @@ def ours(**settings: str) -> Server:
 
 
 def known_peers() -> list[Server]:
-    """The same graph in other servers, one process of the network each, as they do it by default."""
-    model = shipped()
-    vector = CACHE / f"{STYLE}.npy"
-    CACHE.mkdir(exist_ok=True)
-    np.save(vector, model.vectors[STYLE])
-    environment = {
-        "PEER_PORT": "{port}",
-        "PEER_GRAPH": str(SETTINGS.model_store / MODEL / str(model.card.version) / str(model.card.graph)),
-        "PEER_VECTOR": str(vector),
-        "PEER_THREADS": str(cpu_quota()),
-        "PYTHONPATH": os.getcwd(),
-        "BENTOML_DO_NOT_TRACK": "true",
-    }
-
+    """The same graph in other servers, one process of the network each, as they do it by default, with Pillow; and the
+    simplest of them with our codec."""
     form, web = (f"{name}=={version(name.partition('[')[0])}" for name in ("python-multipart", "uvicorn[standard]"))
+    fastapi, codec = f"fastapi=={version('fastapi')}", f"simplejpeg=={version('simplejpeg')}"
     peers = {
-        "FastAPI": ([f"fastapi=={version('fastapi')}", web], "bench.peers.plain"),
+        "FastAPI": ([fastapi, web, codec], PLAIN),
+        "FastAPI, our codec": ([fastapi, web, codec], PLAIN),
         "LitServe": (["litserve==0.2.19", form], "bench.peers.lit"),
         "BentoML": (["bentoml==1.4.39"], "bentoml serve bench.peers.bento:Stylize --host 127.0.0.1 --port {port}"),
         "mosec": (["mosec==0.9.8"], "bench.peers.mosec_server --address 127.0.0.1 --port {port} --timeout 300000"),
     }
     found = []
     for name, (packages, module) in peers.items():
-        command = [str(python_with(name.lower(), packages)), "-m", *module.split()]
+        folder, _, codec = name.lower().partition(", ")
+        command = [str(python_with(folder, packages)), "-m", *module.split()]
+        environment = _painter(PEER_CODEC="simplejpeg") if codec else _painter()
         found.append(Server(name, command, environment, "/stylize", multipart=name == "LitServe"))
     return found
+
+
+def plain_peer(**variables: str) -> Server:
+    """FastAPI without anything else, of this very environment, with those ``variables`` of a ``Painter``."""
+    return Server("FastAPI", [sys.executable, "-m", PLAIN], _painter(**variables), "/stylize")
+
+
+def _painter(**variables: str) -> dict[str, str]:
+    """The environment of ``bench.peers.painter.Painter``."""
+    model = shipped()
+    vector = CACHE / f"{STYLE}.npy"
+    CACHE.mkdir(exist_ok=True)
+    np.save(vector, model.vectors[STYLE])
+    return {
+        "PEER_PORT": "{port}",
+        "PEER_GRAPH": str(SETTINGS.model_store / MODEL / str(model.card.version) / str(model.card.graph)),
+        "PEER_VECTOR": str(vector),
+        "PEER_THREADS": str(cpu_quota()),
+        "PYTHONPATH": os.getcwd(),
+        "BENTOML_DO_NOT_TRACK": "true",
+        **variables,
+    }
 
 
 def asking(server: Running, photo: bytes, concurrency: int, cell_s: float) -> Callable[[], Cell]:
@@ -202,8 +217,8 @@ def report(comparison: Comparison, rounds: int, cell_s: float) -> str:
         "",
         f"One server is asked at a time, all in turn in each of {rounds} rounds, {cell_s:g} s a cell. Medians of the",
         "rounds, but p99 over all of them together; CPU and memory of all processes of a server. Every one has the",
-        f"same ONNX file, settings of ONNX Runtime ({cpu_quota()} threads, no spinning), decoder and encoder, and one",
-        "process for the network.",
+        f"same ONNX file and settings of ONNX Runtime ({cpu_quota()} threads, no spinning), and one process for the",
+        "network; JPEGs are Pillow's, ours and those of what is in-process are simplejpeg's.",
         "",
         f"| | clients | {' | '.join(CELL_COLUMNS)} | peak memory, MB |",
         "|---|---|---|---|---|---|---|---|",

@@ -8,11 +8,13 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from export.corpus import Corpus
-    from export.train import Trainer
+    from export.train import TrainConfig, Trainer
+
+Config = TypeVar("Config", bound="TrainConfig")
 
 # With glibc's defaults a training step spends most of its time in page faults; they are read when a process starts.
 MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "34359738368"}
@@ -81,7 +83,7 @@ def _train(options: argparse.Namespace) -> None:
         seed=options.seed,
         started_from=str(options.start_from or ""),
     )
-    config = dataclasses.replace(config, **_given(options, *TRAINING, "imitation_steps", "adversarial_weight"))
+    config = _configured(config, options, "imitation_steps", "adversarial_weight")
     paintings = read_paintings(options.manifest, options.paintings, options.styles)
     names = [painting.name for painting in paintings]
     start = starting_network(options.start_from, names) if options.start_from else None
@@ -113,7 +115,7 @@ def _train_joint(options: argparse.Namespace) -> None:
         held_out_prefix=options.held_out_prefix,
         started_from=str(options.start_from or ""),
     )
-    config = dataclasses.replace(config, **_given(options, *TRAINING, "hidden", "seeing_steps", "encoded_edges"))
+    config = _configured(config, options, "hidden", "seeing_steps", "encoded_edges")
     paintings = read_paintings(options.manifest, options.paintings, options.styles)
     names = [painting.name for painting in paintings]
     start = starting_network(options.start_from, names) if options.start_from else None
@@ -130,6 +132,12 @@ def _train_joint(options: argparse.Namespace) -> None:
         start_encoder=options.start_encoder,
     )
     _run(trainer, options)
+
+
+def _configured(config: Config, options: argparse.Namespace, *others: str) -> Config:
+    """The configuration with what was given of TRAINING and `others`."""
+    weights = dataclasses.replace(config.weights, checkerboard=options.checkerboard_weight)
+    return dataclasses.replace(config, weights=weights, **_given(options, *TRAINING, *others))
 
 
 def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
@@ -152,10 +160,10 @@ def _train_encoder(options: argparse.Namespace) -> None:
     from export.encoder import EncoderConfig, EncoderTrainer
 
     config = EncoderConfig(seed=options.seed, held_out=options.held_out, held_out_prefix=options.held_out_prefix)
-    given = _given(options, *TRAINING, "painting_side", "painting_uses", "hidden", "seeing_steps")
     weights = dataclasses.replace(config.weights, content=options.content_weight, edges=options.edges_weight)
+    config = dataclasses.replace(config, weights=weights)
     trainer = EncoderTrainer(
-        dataclasses.replace(config, weights=weights, **given),
+        _configured(config, options, "painting_side", "painting_uses", "hidden", "seeing_steps"),
         options.model,
         _corpus(options),
         options.content,
@@ -455,6 +463,9 @@ def _training_options(parser: argparse.ArgumentParser, configuration: str) -> No
     for name in TRAINING:
         kind = float if name == "learning_rate" else int
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=f"see {configuration}")
+    parser.add_argument(
+        "--checkerboard-weight", type=float, default=0.0, help="of patterns of 2 px; see `checkerboards`"
+    )
     parser.add_argument("--save-every", type=int, default=500, help="steps between checkpoints")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
     parser.add_argument(

@@ -34,7 +34,7 @@ from service.gatys.transformer import Transformer, TransformerConfig, neutral_ve
 from service.gatys.vgg import VGG
 
 Losses = Callable[..., BatchLosses]
-LOSS_NAMES = ("total", "style", "content", "tv", "spikes", "imitation", "edges")
+LOSS_NAMES = ("total", "style", "content", "tv", "spikes", "imitation", "checkerboard", "edges")
 LOG_EVERY = 50
 CENTRE_EVERY = 500  # steps; see Transformer.centre
 CHECKPOINT = "checkpoint.pt"
@@ -145,7 +145,9 @@ def imitation_losses(
     imitation, spikes = (stylised - wanted).abs().mean(), torch.stack(norms).sum()
     missing = torch.full_like(spikes, math.nan)
     total = weights.imitation * imitation + weights.spikes * spikes
-    return BatchLosses(total, torch.stack([missing, missing, missing, spikes, imitation, missing]).detach(), stylised)
+    return BatchLosses(
+        total, torch.stack([missing, missing, missing, spikes, imitation, missing, missing]).detach(), stylised
+    )
 
 
 def learn_photo_vector(network: StyledNetwork, photos: Photos, vgg: VGG, config: TrainConfig) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from service.gatys.losses import (
     TRAINING_CONTENT_LAYER,
     TRAINING_STYLE_LAYERS,
+    checkerboards,
     content_losses,
     edge_similarities,
     grams_of,
@@ -28,7 +29,7 @@ from service.gatys.vgg import VGG
 @dataclass(frozen=True)
 class LossWeights:
     """Weights of the dimensionless losses, of what leaves the range 0-1, of spikes before the norms, of the difference
-    from a teacher's pictures, and of edges that are not kept."""
+    from a teacher's pictures, of checkerboards, and of edges that are not kept."""
 
     style: float = 10.0
     content: float = 1.0
@@ -36,6 +37,7 @@ class LossWeights:
     overshoot: float = 30.0
     spikes: float = 3.0
     imitation: float = 10.0
+    checkerboard: float = 0.0
     edges: float = 0.0
 
 
@@ -43,7 +45,7 @@ Window = tuple[Tensor, Tensor]  # the rows and the columns of a part of a pictur
 
 
 class BatchLosses(NamedTuple):
-    """Of a batch: the loss to minimise, a scalar; the unweighted losses, (6,) or more; and the stylised pictures
+    """Of a batch: the loss to minimise, a scalar; the unweighted losses, (7,) or more; and the stylised pictures
     (N, 3, H, W), in the graph of the first."""
 
     total: Tensor
@@ -61,7 +63,8 @@ def batch_losses(
     margin: int,
     window: Window | None = None,
 ) -> BatchLosses:
-    """Of photos (N, 3, H, W), 0-1, in the styles of their slots; the imitation is NaN, as are edges of no weight.
+    """Of photos (N, 3, H, W), 0-1, in the styles of their slots; the imitation is NaN, and what has no weight: edges,
+    checkerboards.
 
     All but the spikes see no more than the `window` of the pictures: a network that can tell where a picture ends lays
     the painting out by that, a red bar along the top, and whoever sees only a part does not reward it.
@@ -85,11 +88,14 @@ def batch_losses(
     total = weights.style * style + weights.content * content + weights.tv * tv
     total = total + weights.overshoot * overshoot(shown).mean() + weights.spikes * spikes
     missing = torch.full_like(spikes, math.nan)
-    edges = missing
+    checkerboard = edges = missing
+    if weights.checkerboard:
+        checkerboard = checkerboards(shown).mean()
+        total = total + weights.checkerboard * checkerboard
     if weights.edges:
         edges = 1 - edge_similarities(shown, photographed).mean()
         total = total + weights.edges * edges
-    parts = torch.stack([style, content, tv, spikes, missing, edges]).detach()
+    parts = torch.stack([style, content, tv, spikes, missing, checkerboard, edges]).detach()
     return BatchLosses(total, parts, stylised)
 
 

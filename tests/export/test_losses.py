@@ -4,7 +4,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from service.gatys.losses import content_losses, gram_matrix, overshoot, style_losses, total_variation
+from service.gatys.losses import (
+    checkerboards,
+    content_losses,
+    gram_matrix,
+    overshoot,
+    style_losses,
+    total_variation,
+)
 from service.gatys.vgg import CONVOLUTIONS, VGG, NetworkName
 from tests.export.conftest import VGG_WEIGHTS
 
@@ -42,6 +49,18 @@ def test_total_variation_and_overshoot_measure_pictures() -> None:
     torch.testing.assert_close(total_variation(stripes), torch.tensor([1.0]))
     assert overshoot(stripes).item() == 0
     torch.testing.assert_close(overshoot(stripes * 2 - 0.5), torch.tensor([0.25]))
+
+
+def test_checkerboards_are_what_lies_in_blocks_of_2_px_and_not_what_begins_anywhere() -> None:
+    grey, noise = torch.full((1, 3, 64, 64), 0.5), torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    step, rows, cells = grey.clone(), grey.clone(), grey.clone()
+    step[..., 31:] += 0.2
+    rows[..., ::2, :] += 0.02  # of a mean square of 0.01^2
+    cells[..., ::2, ::2] += 0.01
+    cells[..., 1::2, 1::2] += 0.01
+    found = checkerboards(torch.cat([grey, rows, cells, rows.flip(2), 0.04 * noise, step])).tolist()
+    assert found[:4] == pytest.approx([0.0, 1e-4, 2.5e-5, 1e-4], rel=1e-3)
+    assert max(found[4:]) < 2e-5
 
 
 @pytest.mark.parametrize("network", ["vgg16", "vgg19"])

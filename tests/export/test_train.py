@@ -86,12 +86,13 @@ def test_only_what_requires_a_gradient_is_trained(make_trainer: MakeTrainer, pai
     assert changed == ["vectors"]
 
 
-def test_edges_have_a_weight_of_their_own(make_trainer: MakeTrainer) -> None:
-    trainer = make_trainer("edges", weights=LossWeights(edges=2.0))
+@pytest.mark.parametrize("name", ["edges", "checkerboard"])
+def test_edges_and_checkerboards_have_a_weight_of_their_own(make_trainer: MakeTrainer, name: str) -> None:
+    trainer = make_trainer(name, weights=LossWeights(**{name: 2.0}))
     photos, slots = torch.full((2, 3, 48, 48), 0.5), torch.tensor([0, 1])  # flat: there is no edge to keep
 
-    def losses(pictures: torch.Tensor, edges: float) -> BatchLosses:
-        weights = LossWeights(edges=edges)
+    def losses(pictures: torch.Tensor, weight: float) -> BatchLosses:
+        weights = LossWeights(**{name: weight})
         return batch_losses(
             trainer.network, trainer.vgg, weights, pictures, slots, trainer.targets.of(slots), trainer.config.margin
         )
@@ -100,10 +101,10 @@ def test_edges_have_a_weight_of_their_own(make_trainer: MakeTrainer) -> None:
     assert all(bool(p.grad.isfinite().all()) for p in trainer.network.parameters() if p.grad is not None)
     pictures, *_ = trainer._read(0)
     without, half, whole = (losses(pictures, weight) for weight in (0.0, 1.0, 2.0))
-    lost = float(whole.parts[LOSS_NAMES.index("edges") - 1])
+    lost = float(whole.parts[LOSS_NAMES.index(name) - 1])
     assert 0 < lost < 2
-    assert math.isnan(float(without.parts[LOSS_NAMES.index("edges") - 1]))
-    assert float((whole.total - half.total).detach()) == pytest.approx(lost, rel=1e-3)
+    assert math.isnan(float(without.parts[LOSS_NAMES.index(name) - 1]))
+    assert float((whole.total - half.total).detach()) == pytest.approx(lost, rel=1e-3, abs=1e-5)
     trainer.run(until=2)
 
 
