@@ -29,7 +29,7 @@ from service.jobs.webhook import Webhooks
 from service.metrics import Metrics
 from service.middleware import Edge, problem_response
 from service.models.packs import PackFolder
-from service.models.session import Gpu, check_provider, cpu_quota
+from service.models.session import Gpu, check_provider, cpu_quota, gives_cuda
 from service.models.store import ModelStore
 from service.orders import JobView
 from service.refinements import Refinements
@@ -58,10 +58,11 @@ def create_app(settings: Settings, tracer: Tracer | None = None) -> FastAPI:
     metrics.build_info.labels(__version__, settings.commit).set(1)
     inference = ThreadPoolExecutor(1, "inference")
     codec = ThreadPoolExecutor(threads, "codec")
-    admission = Admission(settings.max_queue_pixels, metrics, lanes=threads)
+    gpu = Gpu(settings.gpu_mem_limit_bytes, settings.precision, settings.gpu_lanes)
+    lanes = gpu.lanes if gives_cuda(settings.provider) else threads
+    admission = Admission(settings.max_queue_pixels, metrics, lanes)
     store = ModelStore(settings.model_store)
     batcher = Batcher(admission, inference, codec, metrics, settings.max_batch_pixels, settings.max_wait_ms)
-    gpu = Gpu(settings.gpu_mem_limit_bytes, settings.precision)
     packs = PackFolder(settings.own_styles)
     engine = Engine(store, settings.provider, threads, admission, batcher, inference, metrics, packs, gpu)
 

@@ -1,5 +1,5 @@
 """Work waits here for its network: bounded by pixels, batched by shape, first come first served; one run at a time on
-every thread, or small ones beside each other on a thread each.
+every thread, or small ones beside each other, on a thread of the CPU each or all on the GPU.
 
 Pictures of one shape share a run whatever their styles, and come out with the very bits they have alone. They are
 never padded to a common shape: instance norm would see the padding.
@@ -67,11 +67,17 @@ class Network(Protocol):
 
     @property
     def lane_pixels(self) -> int:
-        """Most pixels of a run that may go on one thread, beside others; 0 where none may."""
+        """Most pixels of a run that may go beside others; 0 where none may."""
+        ...
+
+    @property
+    def lanes_first(self) -> bool:
+        """Whether a lane is as good as all there is, for one that runs alone: on a GPU, where lanes share it; those of
+        a CPU are one thread each."""
         ...
 
     def begin(self, *, lane: bool = False) -> Run:
-        """A run on every thread, or, in a lane, on one."""
+        """A run on all there is, or, in a lane, beside others."""
         ...
 
     def settle(self) -> None: ...
@@ -351,7 +357,8 @@ class Batcher:
     goes next, after ``max_wait_ms`` at most for others to join it; at 0 a batch is what came during the run before.
 
     Where several small batches wait they run beside each other in lanes, a thread each: a run on every thread leaves
-    them idle at each node's end. One whose deadline would pass during its run gives way to those behind it.
+    them idle at each node's end. On a GPU small ones always do: it has nothing to do between a run's end and the next
+    one's pixels. One whose deadline would pass during its run gives way to those behind it.
     """
 
     def __init__(
@@ -465,9 +472,11 @@ class Batcher:
         return bool(self._lines) and len(self._in_lanes) < self._lanes and self._oldest.fits_lane
 
     async def _dispatch(self, batch: list[_Item]) -> None:
-        """Begin in a lane where another runs in one, or could; else run on every thread, once the lanes are empty."""
-        fits = sum(item.place.pixels for item in batch) <= batch[0].network.lane_pixels
-        if fits and (self._in_lanes or any(line[0].fits_lane for line in self._lines.values())):
+        """Begin in a lane where another runs in one, or could, and where that is as good; else run on every thread,
+        once the lanes are empty."""
+        network = batch[0].network
+        fits = sum(item.place.pixels for item in batch) <= network.lane_pixels
+        if fits and (network.lanes_first or self._in_lanes or any(line[0].fits_lane for line in self._lines.values())):
             task = asyncio.create_task(self._serve(batch, lane=True))
             self._in_lanes.add(task)
             task.add_done_callback(self._lane_is_free)

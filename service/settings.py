@@ -47,6 +47,9 @@ class Settings(BaseModel):
         default="fp32",
         description="of networks on a GPU; `fp16` where a model has such a graph, else `tf32`; a CPU always has fp32",
     )
+    gpu_lanes: int = Field(
+        default=4, ge=1, description="small pictures that a GPU paints at once, of 4 megapixels together"
+    )
     max_upload_bytes: int = Field(default=32 * 2**20, ge=1, description="largest request body, in bytes")
     max_held_bytes: int = Field(
         default=2**28, ge=1, description="most bytes of all bodies that are at work at once; beyond it requests get 503"

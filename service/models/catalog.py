@@ -35,15 +35,24 @@ from service.models.tiling import Observe, TiledNetwork
 log = logging.getLogger(__name__)
 
 LANE_PIXELS = 2**18  # a lane for each core, of as much memory as one whole picture on eight of them
+GPU_PIXELS = 2**22  # of all lanes of a GPU together: as much memory as one of the largest pictures that run whole
 STEADY_RADIUS = 64  # pixels: see ServedModel.is_steady
 WHOLE_PIXELS = 2**21  # up to here a picture runs whole: tiles overlap, which costs a quarter more time
+
+
+@dataclass(frozen=True)
+class Lane:
+    """Where small runs go beside each other, of at most so many pixels: a session of one thread, or the GPU's own."""
+
+    session: Session
+    pixels: int
 
 
 class ServedModel:
     """A network with its session, its tiles where it has them, and its vectors."""
 
     def __init__(
-        self, stored: StoredModel, session: Session, tiled: TiledNetwork | None = None, lane: Session | None = None
+        self, stored: StoredModel, session: Session, tiled: TiledNetwork | None = None, lane: Lane | None = None
     ) -> None:
         self.card = stored.card
         self.name = stored.card.name
@@ -56,8 +65,9 @@ class ServedModel:
         self.tiled = tiled
         self.warm = session.warm
         self._session = session
-        self._lane = lane  # the same network on one thread
-        self.lane_pixels = LANE_PIXELS if lane else 0
+        self._lane = lane.session if lane else session
+        self.lane_pixels = lane.pixels if lane else 0
+        self.lanes_first = self.provider == "cuda"
         self._vectors = stored.vectors
 
     def knowing(self, vectors: dict[str, Vector]) -> ServedModel:
@@ -97,13 +107,13 @@ class ServedModel:
 
     def begin(self, stroke: float = 1.0, *, lane: bool = False) -> StoppableRun:
         """A run, to be called once with (N, H, W, 3) and (N, D); with strokes so many times as large as its own. In a
-        ``lane``, up to ``lane_pixels``, it goes on one thread."""
-        return StoppableRun(self._lane if lane and self._lane else self._session, self.tiled, stroke)
+        ``lane``, up to ``lane_pixels``, it goes beside others."""
+        return StoppableRun(self._lane if lane else self._session, self.tiled, stroke)
 
     def settle(self) -> None:
         """One small run; the memory that large pictures took goes back to the system."""
         self._session.settle()
-        if self._lane:
+        if self._lane is not self._session:
             self._lane.settle()
         if self.tiled:
             self.tiled.settle(self.provider)
@@ -133,8 +143,8 @@ def served(
     gpu: Gpu = DEFAULT_GPU,
     lanes: bool = False,
 ) -> ServedModel:
-    """A stored model at work; small runs may go in ``lanes`` where it has several threads of a CPU. Raises what
-    ``Session`` does."""
+    """A stored model at work; small runs may go in ``lanes`` where it has a GPU, or several threads of a CPU. Raises
+    what ``Session`` does."""
     if gpu.precision == "fp16" and gives_cuda(provider):
         stored = _halved(stored)
 
@@ -143,8 +153,11 @@ def served(
     def open_graph(graph: bytes) -> OrtSession:
         return open_session(label, graph, provider, threads, gpu)
 
-    session = Session(stored, provider, threads, gpu)
-    lane = Session(stored, provider, 1) if lanes and session.provider == "cpu" and threads > 1 else None
+    session, lane = Session(stored, provider, threads, gpu), None
+    if lanes and session.provider == "cuda" and gpu.lanes > 1:
+        lane = Lane(session, GPU_PIXELS // gpu.lanes)
+    if lanes and session.provider == "cpu" and threads > 1:
+        lane = Lane(Session(stored, provider, 1), LANE_PIXELS)
     return ServedModel(stored, session, TiledNetwork(stored, open_graph) if stored.card.tiling else None, lane)
 
 
@@ -160,6 +173,7 @@ class _Variant:
 
     model: ServedModel
     lane_pixels = 0
+    lanes_first = False
 
     @property
     def name(self) -> str:

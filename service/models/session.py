@@ -59,13 +59,15 @@ Feed = Mapping[str, Images | StyleRows]
 
 @dataclass(frozen=True)
 class Gpu:
-    """How networks run where they run on a GPU: the most of its memory that each may take, and how precisely.
+    """How networks run where they run on a GPU: the most of its memory that each may take, how precisely, and how many
+    small runs beside each other.
 
     ``tf32`` rounds what convolutions multiply to 10 bits of mantissa, ``fp16`` is for graphs that do so themselves.
     """
 
     mem_limit_bytes: int | None = None
     precision: Precision = "fp32"
+    lanes: int = 4
 
     @property
     def options(self) -> dict[str, str]:

@@ -28,6 +28,7 @@ class Network:
 
     provider = "cpu"
     lane_pixels = 0
+    lanes_first = False
 
     def __init__(self, name: str = "toy", fails: Callable[[np.ndarray], bool] = lambda images: False) -> None:
         self.name = name
@@ -371,6 +372,25 @@ def test_small_runs_go_beside_each_other_where_several_wait_and_one_alone_has_ev
     play(scene())
     assert network.lanes == [False, True, True, True, True, True, False, False]
     assert bench.admission.waiting_s == pytest.approx(0)
+
+
+def test_where_lanes_come_first_small_runs_go_beside_each_other_from_the_first_on() -> None:
+    network, bench = Network(), Bench(max_pixels=0)
+    network.lane_pixels, network.lanes_first = 10, True
+
+    async def scene() -> None:
+        small = [bench.task(network, value=value) for value in range(3)]
+        large = bench.task(network, shape=(5, 5))
+        while network.running != 2:
+            await asyncio.sleep(0.005)
+        assert network.lanes == [True, True]
+        network.go.set()
+        assert [int(result.max()) for result in await asyncio.gather(*small)] == [255, 254, 253]
+        await large
+
+    play(scene())
+    assert network.lanes == [True, True, True, False]
+    assert network.most == 2
 
 
 def test_what_waits_is_shared_among_the_lanes() -> None:
