@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -18,7 +19,15 @@ from bench.processes import running
 from bench.servers import CELL_COLUMNS, IN_PROCESS, Row, asking, cell_columns, ours, plain_peer, repeat
 from bench.settings import table
 from bench.work import PHOTO, in_process, jpeg, medians_ms, shipped
-from service.models.session import Gpu, OrtSession, Precision, open_session, run_session
+from service.models.session import (
+    DEFAULT_GPU,
+    EXECUTION_PROVIDERS,
+    Gpu,
+    OrtSession,
+    Precision,
+    open_session,
+    run_session,
+)
 from service.models.store import StoredModel
 
 NETWORKS = ("multistyle", "fast", "deep")
@@ -37,16 +46,17 @@ PEERS: Mapping[str, Mapping[str, str]] = {"FastAPI, fp32": {}, "FastAPI, fp32, o
 SERVICES: Mapping[str, Mapping[str, str]] = {
     "fp32": {},
     "fp16": {"STYLIZE_PRECISION": "fp16"},
-    "fp16, runs of 8 pictures": {"STYLIZE_PRECISION": "fp16", "STYLIZE_MAX_BATCH_PIXELS": str(8 * 512**2)},
+    "fp32, one at a time": {"STYLIZE_GPU_LANES": "1"},
+    "fp32, 8 at a time": {"STYLIZE_GPU_LANES": "8"},
+    "fp16, 8 at a time": {"STYLIZE_PRECISION": "fp16", "STYLIZE_GPU_LANES": "8"},
 }
 PHOTO_SIDE = 512
 CLIENTS = (1, 64, 16, 4)  # in the order of what is to be known first
 START_S = 15.0  # of a service with its first cells
-TOTAL_S = 90.0  # all of it; what does not fit is left out, and said
+TOTAL_S = 120.0  # all of it; what does not fit is left out, and said
 SHARES = {"precisions": 0.30, "service": 0.9, "choices": 1.0}  # of TOTAL_S: until when a section may begin a cell
 
 Device = Literal["cuda", "cpu"]
-PROVIDERS: Mapping[Device, str] = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
 T = TypeVar("T")
 
 
@@ -157,7 +167,7 @@ def _service(cell_s: float, device: Device, clock: Clock) -> list[str]:
         stylize = in_process(photo, device, Gpu(precision=precision)).stylize
         rows.append(Row(f"{IN_PROCESS}, {precision}", 1, [repeat(stylize, cell_s)]))
     with ExitStack() as stack:
-        provider = PROVIDERS[device]
+        provider = json.dumps([EXECUTION_PROVIDERS[device], DEFAULT_GPU.options if device == "cuda" else {}])
         servers = {
             f"the service, {name}": ours(STYLIZE_PROVIDER=device, **settings)
             for name, settings in SERVICES.items()

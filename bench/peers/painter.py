@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 from collections.abc import Callable
 
@@ -14,7 +15,8 @@ from PIL import Image
 
 class Painter:
     """The graph PEER_GRAPH with the style's vector PEER_VECTOR (.npy) on PEER_THREADS threads of ONNX Runtime, or by
-    its provider PEER_PROVIDER; JPEGs are Pillow's, or, with PEER_CODEC, simplejpeg's, as ours are."""
+    its provider and options PEER_PROVIDER (JSON); JPEGs are Pillow's, or, with PEER_CODEC, simplejpeg's, as ours are.
+    """
 
     def __init__(self) -> None:
         options = ort.SessionOptions()
@@ -22,8 +24,8 @@ class Painter:
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.enable_mem_pattern = False
-        provider = os.environ.get("PEER_PROVIDER", "CPUExecutionProvider")
-        self._session = ort.InferenceSession(os.environ["PEER_GRAPH"], options, providers=[provider])
+        provider = json.loads(os.environ.get("PEER_PROVIDER", '["CPUExecutionProvider", {}]'))
+        self._session = ort.InferenceSession(os.environ["PEER_GRAPH"], options, providers=[tuple(provider)])
         self._decoded, self._encoded = _fast_codec() if "PEER_CODEC" in os.environ else (_decoded, _encoded)
         self._row = np.load(os.environ["PEER_VECTOR"])[None]  # (1, D)
         self(_photo())
