@@ -1,4 +1,4 @@
-"""python -m export train | publish | train-encoder | train-joint | publish-encoder | tile | halve | evaluate | …"""
+"""python -m export train | publish | train-encoder | train-joint | publish-encoder | interpolate | evaluate | …"""
 
 from __future__ import annotations
 
@@ -138,6 +138,13 @@ def _configured(config: Config, options: argparse.Namespace, *others: str) -> Co
     """The configuration with what was given of TRAINING and `others`."""
     weights = dataclasses.replace(config.weights, checkerboard=options.checkerboard_weight)
     return dataclasses.replace(config, weights=weights, **_given(options, *TRAINING, *others))
+
+
+def _interpolate(options: argparse.Namespace) -> None:
+    from export.interpolate import interpolate
+
+    interpolate(options.run, options.into, options.share, start=options.start_from, start_encoder=options.start_encoder)
+    print(f"{options.into}: {options.share:g} of {options.run}, the rest of what it began with")
 
 
 def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
@@ -379,6 +386,15 @@ def _parser() -> argparse.ArgumentParser:
         train_joint.add_argument(f"--{option}", type=int, help="of the encoder; see EncoderConfig in export/encoder.py")
     train_joint.add_argument("--encoded-edges", type=float, help="of 1 - SSIM of edges, where style has 10")
     _training_options(train_joint, "JointConfig in export/joint.py")
+
+    between = command(
+        "interpolate", _interpolate, "Average the weights of a finished run with those that it began with."
+    )
+    _run_option(between)
+    between.add_argument("--start-from", type=Path, required=True, help="the network that it began with, as train's")
+    between.add_argument("--start-encoder", type=Path, help="of train-joint: the encoder that it began with")
+    between.add_argument("--share", type=float, default=0.5, help="of the run's weights, between 0 and 1")
+    between.add_argument("--into", type=Path, required=True, help="folder of a run, not there yet, to be published")
 
     publish_encoder = command(
         "publish-encoder", _publish_encoder, "Export, verify and publish an encoder into the model store."

@@ -11,7 +11,7 @@ from torch import Tensor
 from export.to_onnx import load_graph
 from export.train import Run, StyledNetwork
 from service.gatys.transformer import Transformer
-from service.models.store import CARD, ModelStore
+from service.models.store import CARD, PHOTO, ModelStore
 
 
 def starting_network(source: Path, styles: Sequence[str]) -> StyledNetwork:
@@ -22,6 +22,14 @@ def starting_network(source: Path, styles: Sequence[str]) -> StyledNetwork:
     transformer, vectors = _published(source) if (source / CARD).exists() else _trained(source)
     average = torch.stack(list(vectors.values())).mean(0)
     return StyledNetwork(transformer, torch.stack([vectors.get(style, average) for style in styles]))
+
+
+def starting_photo_vector(source: Path) -> Tensor | None:
+    """As `starting_network`: the vector, (D,), with which it leaves photos as they are; None where it has none."""
+    if not (source / CARD).exists():
+        return Run.load(source).photo_vector
+    vector = ModelStore(source.parent.parent).load(source).vectors.get(PHOTO)
+    return None if vector is None else torch.from_numpy(vector)
 
 
 def _trained(folder: Path) -> tuple[Transformer, dict[str, Tensor]]:

@@ -75,7 +75,8 @@ def checkerboards(pictures: Tensor) -> Tensor:
     It is the variance of the four places of all blocks of 2 x 2 px, each averaged over patches of 32 x 32 px. Strokes
     and edges begin at any place, and average out; what a network lays by its own blocks does not. A photo has 2e-5.
     """
-    places = torch.unflatten(F.avg_pool2d(F.pixel_unshuffle(pictures, 2), 16), 1, (3, 4))
+    even = pictures[..., : pictures.shape[-2] // 2 * 2, : pictures.shape[-1] // 2 * 2]
+    places = torch.unflatten(F.avg_pool2d(F.pixel_unshuffle(even, 2), 16), 1, (3, 4))
     found: Tensor = places.var(2, unbiased=False).mean((1, 2, 3))
     return found
 

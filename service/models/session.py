@@ -67,7 +67,7 @@ class Gpu:
 
     mem_limit_bytes: int | None = None
     precision: Precision = "fp32"
-    lanes: int = 4
+    lanes: int = 8
 
     @property
     def options(self) -> dict[str, str]:

@@ -12,11 +12,12 @@ import torch
 from export.corpus import Corpus
 from export.data import Painting
 from export.encoder import publish_encoder
+from export.interpolate import interpolate
 from export.joint import JointConfig, JointTrainer
 from export.publish import publish
-from export.train import Run, TrainConfig
+from export.train import CHECKPOINT, Run, TrainConfig
 from service.models.store import ModelStore
-from tests.export.conftest import PHOTOS, TINY, VGG_WEIGHTS
+from tests.export.conftest import PHOTOS, ROOT, TINY, VGG_WEIGHTS
 
 TINY_JOINT = JointConfig(
     **{field.name: getattr(TINY, field.name) for field in fields(TrainConfig)} | {"batch": 4},
@@ -100,3 +101,28 @@ def test_an_encoder_goes_on_as_what_it_was(joint: MakeJoint, tmp_path: Path) -> 
     wanted = {name: first.average.get(name, value) for name, value in first.network.state_dict().items()}
     for name, value in again.network.encoder.state_dict().items():
         assert torch.equal(value, wanted[f"encoder.{name}"]), name
+
+
+def test_between_two_runs_lie_network_vectors_encoder_and_the_photo(joint: MakeJoint, tmp_path: Path) -> None:
+    first, second = joint("first"), joint("second", replace(TINY_JOINT, seed=1))
+    unfinished, target = joint("unfinished"), tmp_path / "between"
+    first.run()
+    second.run()
+    unfinished.run(until=3)
+    interpolate(second.folder, target, 0.25, start=first.folder, start_encoder=first.folder)
+    found = torch.load(target / CHECKPOINT, weights_only=True)
+    for name, weight in found["average"].items():
+        assert torch.allclose(weight, 0.75 * first.average[name] + 0.25 * second.average[name], atol=1e-6), name
+    assert first.photo_vector is not None
+    assert second.photo_vector is not None
+    assert torch.allclose(found["photo_vector"], 0.75 * first.photo_vector + 0.25 * second.photo_vector, atol=1e-6)
+    run = Run.load(target)
+    assert (run.config["interpolated"], run.losses) == (0.25, {})
+    with pytest.raises(FileExistsError):
+        interpolate(second.folder, target, 0.25, start=first.folder)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        interpolate(second.folder, tmp_path / "all", 1.0, start=first.folder)
+    with pytest.raises(ValueError, match="3 of 6 steps"):
+        interpolate(unfinished.folder, tmp_path / "early", 0.5, start=first.folder)
+    with pytest.raises(ValueError, match="another network"):
+        interpolate(second.folder, tmp_path / "other", 0.5, start=ROOT / "model_store" / "multistyle" / "1")
