@@ -13,6 +13,7 @@ from export.fetch import VGG16_SHA256, WrongWeights, fetch_vgg16
 from export.sheet import contact_sheet
 from service.gatys.losses import TRAINING_CONTENT_LAYER, TRAINING_STYLE_LAYERS, edge_similarities, grams_of
 from service.gatys.optimize import Objective, optimize
+from service.gatys.run import has_fast_bf16
 from service.gatys.vgg import VGG
 from service.models.store import ModelStore, file_sha256
 from tests.export.conftest import PHOTOS, VGG_WEIGHTS
@@ -29,6 +30,7 @@ def objective_of(vgg: VGG, photo: torch.Tensor) -> Objective:
     return Objective(vgg, photo, grams_of(painting, TRAINING_STYLE_LAYERS), content_layer=TRAINING_CONTENT_LAYER)
 
 
+@pytest.mark.skipif(not has_fast_bf16(), reason="NOT TESTED: it takes many minutes on a CPU that has no bf16")
 def test_first_steps_are_not_lost_in_the_noise_of_bf16() -> None:
     photo = load_picture(PHOTOS / "mariachi.jpg", short_side=288)
     objective = objective_of(VGG.load(VGG_WEIGHTS, dtype=torch.bfloat16), photo)

@@ -6,6 +6,7 @@ import itertools
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2 as httpx
@@ -57,6 +58,19 @@ def test_a_batch_comes_within_one_of_its_pictures_alone(stored: StoredModel) -> 
     together = session.run(images, rows).astype(int)
     alone = np.concatenate([session.run(images[i : i + 1], rows[i : i + 1]) for i in range(len(images))])
     assert np.abs(together - alone).max() <= 1
+
+
+def test_what_is_painted_beside_others_is_what_it_is_alone(stored: StoredModel) -> None:
+    model = served(stored, "cuda", 8, Gpu(lanes=8), lanes=True)
+    sizes = [(512, 512), (300, 200), (384, 512), (480, 640)] * 4
+    assert model.lanes_first
+    assert all(height * width <= model.lane_pixels for height, width in sizes)
+    images, rows = [pictures(1, *size) for size in sizes], rows_of(stored, len(sizes))
+    alone = [model.begin()(image, row[None]) for image, row in zip(images, rows, strict=True)]
+    with ThreadPoolExecutor(8) as lanes:
+        beside = lanes.map(lambda image, row: model.begin(lane=True)(image, row[None]), images, rows)
+        for one, other in zip(alone, beside, strict=True):
+            assert np.abs(one.astype(int) - other).max() <= 1
 
 
 @pytest.mark.parametrize("precision", ["tf32", "fp16"])
