@@ -44,10 +44,10 @@ CHOICES: Mapping[str, Mapping[str, str]] = {
 }
 PEERS: Mapping[str, Mapping[str, str]] = {"FastAPI, fp32": {}, "FastAPI, fp32, our codec": {"PEER_CODEC": "simplejpeg"}}
 SERVICES: Mapping[str, Mapping[str, str]] = {
-    "fp32": {},
-    "fp16": {"STYLIZE_PRECISION": "fp16"},
     "fp32, one at a time": {"STYLIZE_GPU_LANES": "1"},
+    "fp32, 4 at a time": {"STYLIZE_GPU_LANES": "4"},
     "fp32, 8 at a time": {"STYLIZE_GPU_LANES": "8"},
+    "fp16, 4 at a time": {"STYLIZE_PRECISION": "fp16", "STYLIZE_GPU_LANES": "4"},
     "fp16, 8 at a time": {"STYLIZE_PRECISION": "fp16", "STYLIZE_GPU_LANES": "8"},
 }
 PHOTO_SIDE = 512
@@ -176,6 +176,7 @@ def _service(cell_s: float, device: Device, clock: Clock) -> list[str]:
         live = {}
         for name, server in servers.items():
             if not clock.allows("service", START_S):
+                left_out += len(CLIENTS)
                 continue
             if service := _tried(partial(stack.enter_context, running(server, photo)), name):
                 live[name] = service

@@ -70,8 +70,9 @@ def running(server: Server, photo: bytes) -> Iterator[Running]:
     it does not come to answer with a picture."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    command = [part.format(port=port) for part in server.command]
-    environment = {**os.environ, **{name: value.format(port=port) for name, value in server.environment.items()}}
+    command = [part.replace("{port}", str(port)) for part in server.command]
+    told = {name: value.replace("{port}", str(port)) for name, value in server.environment.items()}
+    environment = {**os.environ, **told}
     started = time.perf_counter()
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)

@@ -133,9 +133,9 @@ def known_peers() -> list[Server]:
     }
     found = []
     for name, (packages, module) in peers.items():
-        folder, _, codec = name.lower().partition(", ")
+        folder, _, with_codec = name.lower().partition(", ")
         command = [str(python_with(folder, packages)), "-m", *module.split()]
-        environment = _painter(PEER_CODEC="simplejpeg") if codec else _painter()
+        environment = _painter(PEER_CODEC="simplejpeg") if with_codec else _painter()
         found.append(Server(name, command, environment, "/stylize", multipart=name == "LitServe"))
     return found
 
@@ -218,7 +218,7 @@ def report(comparison: Comparison, rounds: int, cell_s: float) -> str:
         f"One server is asked at a time, all in turn in each of {rounds} rounds, {cell_s:g} s a cell. Medians of the",
         "rounds, but p99 over all of them together; CPU and memory of all processes of a server. Every one has the",
         f"same ONNX file and settings of ONNX Runtime ({cpu_quota()} threads, no spinning), and one process for the",
-        "network; JPEGs are Pillow's, ours and those of what is in-process are simplejpeg's.",
+        "network; JPEGs are Pillow's, those of this service, in-process and with our codec simplejpeg's.",
         "",
         f"| | clients | {' | '.join(CELL_COLUMNS)} | peak memory, MB |",
         "|---|---|---|---|---|---|---|---|",

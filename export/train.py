@@ -23,6 +23,7 @@ from tqdm import tqdm
 from export.data import Painting, Photos, ahead
 from export.sheet import loss_curve, sample_sheet
 from service.gatys.losses import (
+    PATCH,
     TRAINING_CONTENT_LAYER,
     TRAINING_STYLE_LAYERS,
     content_losses,
@@ -84,6 +85,12 @@ class TrainConfig:
         firsts = np.random.default_rng([self.seed, WINDOWS, step]).integers(side - self.part + 1, size=2)
         rows, columns = (int(first) + torch.arange(self.part) for first in firsts)
         return rows, columns
+
+    @property
+    def least_seen(self) -> int:
+        """The smallest side, in px, of what the losses ever see."""
+        crop = min(self.side, self.small_side) if self.small_steps else self.side
+        return min(crop, self.part) if self.part else crop
 
     def rate(self, step: int) -> float:
         """The learning rate of a step."""
@@ -204,6 +211,8 @@ class Trainer:
             raise ValueError("imitation needs a teacher: a published model with the same styles")
         if not config.conditional and len(paintings) != 1:
             raise ValueError(f"a classic network learns one style, not {len(paintings)}; choose one with --styles")
+        if config.weights.checkerboard and config.least_seen < PATCH:
+            raise ValueError(f"checkerboards need crops, and parts, of {PATCH} px, not {config.least_seen}")
         torch.manual_seed(config.seed)
         self.config, self.paintings, self.folder, self.device = config, list(paintings), folder, torch.device(device)
         self.photos = Photos(content, config.seed)

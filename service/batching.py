@@ -288,7 +288,7 @@ class Admission:
         return sum(max(0.0, going.end - now) / going.width for going in self._going)
 
     def _run_s(self, network: Network, pixels: int, lane: bool) -> float:
-        """A run's expected duration; on one thread as much as on all of them together, until one was measured."""
+        """A run's expected duration; all lanes together do as much as one run alone, until one was measured."""
         latency = self._latency(network, lane)
         if lane and not latency.learnt:
             return self.lanes * self._run_s(network, pixels, False)
@@ -519,11 +519,14 @@ class Batcher:
 
     def _mates(self, line: list[_Item]) -> list[_Item]:
         """What shares a run with the first in line: within the budget, and leaving as much to every other lane."""
-        mates, pixels = line[:1], line[0].place.pixels
-        share = math.ceil(len(line) / self._lanes) if line[0].network.lane_pixels else len(line)
+        first = line[0]
+        mates, pixels, most = line[:1], first.place.pixels, self._max_pixels
+        if first.network.lanes_first and first.fits_lane:
+            most = min(most, first.network.lane_pixels)  # or it would wait until the lanes are empty
+        share = math.ceil(len(line) / self._lanes) if first.network.lane_pixels else len(line)
         for item in line[1:share]:
             pixels += item.place.pixels
-            if pixels > self._max_pixels:
+            if pixels > most:
                 break
             mates.append(item)
         return mates

@@ -232,7 +232,7 @@ def _jpeg(image: Image.Image) -> npt.NDArray[np.uint8] | None:
     if READ_AS.get(image.format or "") != "jpeg" or image.mode != "RGB":
         return None
     width, height = image.size
-    content = image.fp.getbuffer()  # type: ignore[attr-defined]  # a BytesIO
+    content = image.fp.getvalue()  # type: ignore[attr-defined]  # a BytesIO, which shares what it was made of
     try:
         rgb = simplejpeg.decode_jpeg(content, "RGB", min_width=width, min_height=height)
     except ValueError:

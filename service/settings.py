@@ -48,7 +48,7 @@ class Settings(BaseModel):
         description="of networks on a GPU; `fp16` where a model has such a graph, else `tf32`; a CPU always has fp32",
     )
     gpu_lanes: int = Field(
-        default=8, ge=1, description="small pictures that a GPU paints at once, of 4 megapixels together"
+        default=8, ge=1, description="small pictures that a GPU paints at once, of 2 megapixels together"
     )
     max_upload_bytes: int = Field(default=32 * 2**20, ge=1, description="largest request body, in bytes")
     max_held_bytes: int = Field(

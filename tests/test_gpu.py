@@ -55,6 +55,16 @@ def test_what_fails_is_said_and_the_rest_is_measured(
     assert "it does not fit" in capsys.readouterr().err
 
 
+def test_the_peers_answer_beside_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "PHOTO_SIDE", 64)
+    monkeypatch.setattr(gpu, "SERVICES", {})
+    monkeypatch.setattr(gpu, "CLIENTS", (1,))
+    table = gpu._service(0.3, "cpu", Clock())
+    peers = [line for line in table if line.startswith("| FastAPI")]
+    assert [line.split("|")[1].strip() for line in peers] == ["FastAPI, fp32, 1", "FastAPI, fp32, our codec, 1"]
+    assert any(line.startswith("Not answered with a picture: 0.") for line in table)
+
+
 def test_options_tried_go_before_those_shipped() -> None:
     tried = Tried(precision="tf32", others={"cudnn_conv_algo_search": "EXHAUSTIVE"}).options
     assert (tried["cudnn_conv_algo_search"], tried["use_tf32"]) == ("EXHAUSTIVE", "1")

@@ -25,7 +25,11 @@ class Painter:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.enable_mem_pattern = False
         provider = json.loads(os.environ.get("PEER_PROVIDER", '["CPUExecutionProvider", {}]'))
+        if provider[0] == "CUDAExecutionProvider":
+            ort.preload_dlls()
         self._session = ort.InferenceSession(os.environ["PEER_GRAPH"], options, providers=[tuple(provider)])
+        if self._session.get_providers()[0] != provider[0]:
+            raise RuntimeError(f"ONNX Runtime gave {self._session.get_providers()}")
         self._decoded, self._encoded = _fast_codec() if "PEER_CODEC" in os.environ else (_decoded, _encoded)
         self._row = np.load(os.environ["PEER_VECTOR"])[None]  # (1, D)
         self(_photo())

@@ -15,6 +15,7 @@ from torch import Tensor
 TRAINING_STYLE_LAYERS = ("relu1_2", "relu2_2", "relu3_3", "relu4_3")
 TRAINING_CONTENT_LAYER = "relu3_3"
 GATYS_STYLE_LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
+PATCH = 32  # px a side: of what a checkerboard is averaged over
 
 
 def gram_matrix(features: Tensor) -> Tensor:
@@ -70,13 +71,13 @@ def overshoot(pictures: Tensor) -> Tensor:
 
 
 def checkerboards(pictures: Tensor) -> Tensor:
-    """What each picture (N, 3, H, W), 0-1, of at least 32 px a side, has of a pattern of 2 px: (N,), a mean square.
+    """What each picture (N, 3, H, W), 0-1, of at least PATCH px a side, has of a pattern of 2 px: (N,), a mean square.
 
-    It is the variance of the four places of all blocks of 2 x 2 px, each averaged over patches of 32 x 32 px. Strokes
+    It is the variance of the four places of all blocks of 2 x 2 px, each averaged over patches of PATCH px. Strokes
     and edges begin at any place, and average out; what a network lays by its own blocks does not. A photo has 2e-5.
     """
     even = pictures[..., : pictures.shape[-2] // 2 * 2, : pictures.shape[-1] // 2 * 2]
-    places = torch.unflatten(F.avg_pool2d(F.pixel_unshuffle(even, 2), 16), 1, (3, 4))
+    places = torch.unflatten(F.avg_pool2d(F.pixel_unshuffle(even, 2), PATCH // 2), 1, (3, 4))
     found: Tensor = places.var(2, unbiased=False).mean((1, 2, 3))
     return found
 

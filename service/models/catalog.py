@@ -35,9 +35,8 @@ from service.models.tiling import Observe, TiledNetwork
 log = logging.getLogger(__name__)
 
 LANE_PIXELS = 2**18  # a lane for each core, of as much memory as one whole picture on eight of them
-GPU_PIXELS = 2**22  # of all lanes of a GPU together: as much memory as one of the largest pictures that run whole
 STEADY_RADIUS = 64  # pixels: see ServedModel.is_steady
-WHOLE_PIXELS = 2**21  # up to here a picture runs whole: tiles overlap, which costs a quarter more time
+WHOLE_PIXELS = 2**21  # up to here a picture runs whole, and a GPU's lanes together: tiles overlap, a quarter more time
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ class ServedModel:
     @property
     def is_steady(self) -> bool:
         """Whether animations do not flicker: with a network that looks far, places change for what moves elsewhere, and
-        for the grain of all that it sees (`deep`, of 106 px, by 1.5 times the clip's own motion; `multistyle`, 1.3)."""
+        for the grain of all that it sees (`deep`, of 93 px, by 1.5 times the clip's own motion; `multistyle`, 1.3)."""
         return self.card.tiling is None or self.card.tiling.radius_px <= STEADY_RADIUS
 
     @property
@@ -155,7 +154,7 @@ def served(
 
     session, lane = Session(stored, provider, threads, gpu), None
     if lanes and session.provider == "cuda" and gpu.lanes > 1:
-        lane = Lane(session, GPU_PIXELS // gpu.lanes)
+        lane = Lane(session, WHOLE_PIXELS // gpu.lanes)
     if lanes and session.provider == "cpu" and threads > 1:
         lane = Lane(Session(stored, provider, 1), LANE_PIXELS)
     return ServedModel(stored, session, TiledNetwork(stored, open_graph) if stored.card.tiling else None, lane)

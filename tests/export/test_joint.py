@@ -117,9 +117,12 @@ def test_between_two_runs_lie_network_vectors_encoder_and_the_photo(joint: MakeJ
     assert second.photo_vector is not None
     assert torch.allclose(found["photo_vector"], 0.75 * first.photo_vector + 0.25 * second.photo_vector, atol=1e-6)
     run = Run.load(target)
-    assert (run.config["interpolated"], run.losses) == (0.25, {})
+    assert run.losses == {}
+    assert run.config["interpolated"]["share"] == 0.25
     with pytest.raises(FileExistsError):
-        interpolate(second.folder, target, 0.25, start=first.folder)
+        interpolate(second.folder, target, 0.25, start=first.folder, start_encoder=first.folder)
+    with pytest.raises(ValueError, match="has an encoder"):
+        interpolate(second.folder, tmp_path / "half", 0.25, start=first.folder)
     with pytest.raises(ValueError, match="between 0 and 1"):
         interpolate(second.folder, tmp_path / "all", 1.0, start=first.folder)
     with pytest.raises(ValueError, match="3 of 6 steps"):

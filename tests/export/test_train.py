@@ -86,9 +86,9 @@ def test_only_what_requires_a_gradient_is_trained(make_trainer: MakeTrainer, pai
     assert changed == ["vectors"]
 
 
-@pytest.mark.parametrize("name", ["edges", "checkerboard"])
-def test_edges_and_checkerboards_have_a_weight_of_their_own(make_trainer: MakeTrainer, name: str) -> None:
-    trainer = make_trainer(name, weights=LossWeights(**{name: 2.0}))
+@pytest.mark.parametrize(("name", "unit"), [("edges", 1.0), ("checkerboard", 1e5)])
+def test_edges_and_checkerboards_have_a_weight_of_their_own(make_trainer: MakeTrainer, name: str, unit: float) -> None:
+    trainer = make_trainer(name, weights=LossWeights(**{name: 2 * unit}))
     photos, slots = torch.full((2, 3, 48, 48), 0.5), torch.tensor([0, 1])  # flat: there is no edge to keep
 
     def losses(pictures: torch.Tensor, weight: float) -> BatchLosses:
@@ -97,15 +97,20 @@ def test_edges_and_checkerboards_have_a_weight_of_their_own(make_trainer: MakeTr
             trainer.network, trainer.vgg, weights, pictures, slots, trainer.targets.of(slots), trainer.config.margin
         )
 
-    losses(photos, 2.0).total.backward()  # type: ignore[no-untyped-call]
+    losses(photos, 2 * unit).total.backward()  # type: ignore[no-untyped-call]
     assert all(bool(p.grad.isfinite().all()) for p in trainer.network.parameters() if p.grad is not None)
     pictures, *_ = trainer._read(0)
-    without, half, whole = (losses(pictures, weight) for weight in (0.0, 1.0, 2.0))
+    without, half, whole = (losses(pictures, weight * unit) for weight in (0.0, 1.0, 2.0))
     lost = float(whole.parts[LOSS_NAMES.index(name) - 1])
     assert 0 < lost < 2
     assert math.isnan(float(without.parts[LOSS_NAMES.index(name) - 1]))
-    assert float((whole.total - half.total).detach()) == pytest.approx(lost, rel=1e-3, abs=1e-5)
+    assert float((whole.total - half.total).detach()) / unit == pytest.approx(lost, rel=1e-3)
     trainer.run(until=2)
+
+
+def test_checkerboards_are_not_looked_for_in_what_is_smaller_than_a_patch(make_trainer: MakeTrainer) -> None:
+    with pytest.raises(ValueError, match="of 32 px, not 24"):
+        make_trainer("small", weights=LossWeights(checkerboard=1.0), part=24)
 
 
 def strength_of_gradients(trainer: Trainer, window: Window | None = None) -> torch.Tensor:
