@@ -9,8 +9,10 @@ from bench.processes import running
 from bench.servers import ours
 from bench.stopping import measure_stops
 from bench.work import jpeg
+from service.batching import IDLE_S
 
 MANY_S = 30.0
+SETTLED_S = IDLE_S + 2
 STOPS = 9
 
 
@@ -20,14 +22,14 @@ def measure_service(duration_s: float = MANY_S) -> str:
     with running(ours(), jpeg(64, 64)) as service:
         answered = len(fire(Plan(service.request(large), duration_s)).shots)
         resident = service.resident_mb()
-        time.sleep(2)
+        time.sleep(SETTLED_S)
         settled = service.resident_mb()
     return "\n".join(
         [
             "## Service",
             "",
             f"* First picture {service.ready_s:.1f} s after the start of the process, with the shipped store.",
-            f"* Resident memory right after {answered} requests of 1 megapixel: {resident:.0f} MB; 2 s later "
+            f"* Resident memory right after {answered} requests of 1 megapixel: {resident:.0f} MB; {SETTLED_S:g} s later "
             f"{settled:.0f} MB.",
             measure_stops(STOPS),
         ]

@@ -10,6 +10,7 @@ from typing import TypeVar
 import numpy as np
 import pytest
 
+from service import batching
 from service.batching import Admission, Batcher, Expected, Latency, Margin, Work
 from service.errors import DeadlineExceeded, InvalidImage, Saturated
 from service.metrics import Metrics, Stopwatch
@@ -464,7 +465,8 @@ def test_what_is_only_counted_costs_nobody_a_picture(monkeypatch: pytest.MonkeyP
     play(scene())
 
 
-def test_a_network_settles_once_it_has_been_idle() -> None:
+def test_a_network_settles_once_it_has_been_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batching, "IDLE_S", 0.25)
     network, bench = Network(), Bench()
     network.go.set()
 
