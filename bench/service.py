@@ -29,8 +29,8 @@ def measure_service(duration_s: float = MANY_S) -> str:
             "## Service",
             "",
             f"* First picture {service.ready_s:.1f} s after the start of the process, with the shipped store.",
-            f"* Resident memory right after {answered} requests of 1 megapixel: {resident:.0f} MB; {SETTLED_S:g} s later "
-            f"{settled:.0f} MB.",
+            f"* Resident memory right after {answered} requests of 1 megapixel: {resident:.0f} MB; {SETTLED_S:g} s "
+            f"later {settled:.0f} MB.",
             measure_stops(STOPS),
         ]
     )
