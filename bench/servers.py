@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import statistics
 import sys
@@ -135,18 +136,19 @@ def known_peers() -> list[Server]:
     for name, (packages, module) in peers.items():
         folder, _, with_codec = name.lower().partition(", ")
         command = [str(python_with(folder, packages)), "-m", *module.split()]
-        environment = _painter(PEER_CODEC="simplejpeg") if with_codec else _painter()
+        environment = _painter() | ({"PEER_CODEC": "simplejpeg"} if with_codec else {})
         found.append(Server(name, command, environment, "/stylize", multipart=name == "LitServe"))
     return found
 
 
 def plain_peer(**variables: str) -> Server:
     """FastAPI without anything else, of this very environment, with those ``variables`` of a ``Painter``."""
-    return Server("FastAPI", [sys.executable, "-m", PLAIN], _painter(**variables), "/stylize")
+    return Server("FastAPI", [sys.executable, "-m", PLAIN], _painter() | variables, "/stylize")
 
 
-def _painter(**variables: str) -> dict[str, str]:
-    """The environment of ``bench.peers.painter.Painter``."""
+@functools.cache
+def _painter() -> dict[str, str]:
+    """The environment of ``bench.peers.painter.Painter``; the store is read for it."""
     model = shipped()
     vector = CACHE / f"{STYLE}.npy"
     CACHE.mkdir(exist_ok=True)
@@ -158,7 +160,6 @@ def _painter(**variables: str) -> dict[str, str]:
         "PEER_THREADS": str(cpu_quota()),
         "PYTHONPATH": os.getcwd(),
         "BENTOML_DO_NOT_TRACK": "true",
-        **variables,
     }
 
 

@@ -29,7 +29,7 @@ from export.networks.style_encoder import StyleEncoder, padded, seen_by_vgg
 from export.publish import GRAPH, PIXELS, checksums, now, staged, write_card
 from export.sheet import contact_sheet, stylise, to_image
 from export.to_onnx import SMALLEST_SIDE, keep_in_half, load_graph, write_onnx
-from export.train import CHECKPOINT, LOSS_NAMES, StyledNetwork, TrainConfig, Trainer, last_losses
+from export.train import CHECKPOINT, LOSS_NAMES, StyledNetwork, TrainConfig, Trainer, check_finished, last_losses
 from export.verify import GraphDiffers
 from service.gatys.losses import TRAINING_STYLE_LAYERS, grams_of
 from service.gatys.perceptual import BatchLosses, learning_rate
@@ -38,6 +38,7 @@ from service.gatys.transformer import Transformer, graph_weights
 from service.gatys.vgg import VGG
 from service.models.store import CARD, PHOTO, Card, ModelStore, TensorSpec, VectorsOf
 
+ENCODER = "encoder."  # what the names of its weights begin with, beside a network's
 STREAM = 5  # of random numbers: photos, slots and paintings have others
 MEASURED, AT_ONCE = 256, 4  # paintings whose statistics set the encoder's unit
 FIRST_PAINTINGS, FIRST_USES = 1024, 2  # to learn to see by: so many at most, and so many crops of each
@@ -298,8 +299,7 @@ def publish_encoder(run: Path, model: Path, corpus: Corpus, target: Path, *, tit
     state = torch.load(run / CHECKPOINT, map_location="cpu", weights_only=True)
     config = state["config"]
     _, vectors, label, sha256 = _published(model)
-    if state["step"] < config["steps"]:
-        raise ValueError(f"the run has done {state['step']} of {config['steps']} steps; go on with it first")
+    check_finished(state["step"], config)
     if "model_sha256" in config:
         same, side = config["model_sha256"] == sha256, config["painting_side"]
     else:  # the network was trained along with it: it is known by its vectors
@@ -331,7 +331,7 @@ def publish_encoder(run: Path, model: Path, corpus: Corpus, target: Path, *, tit
             training={
                 "configuration": config,
                 "steps": state["step"],
-                "losses": {name: round(value, 4) for name, value in last_losses(state).items() if np.isfinite(value)},
+                "losses": {name: round(value, 4) for name, value in last_losses(state).items()},
                 "held_out": [path.name for path in corpus.held_out],
             },
             quality={"verify": {"largest_difference": difference}},
@@ -348,7 +348,7 @@ def trained_encoder(source: Path) -> dict[str, Tensor]:
     else:
         state = torch.load(source / CHECKPOINT, map_location="cpu", weights_only=True)
         weights = state["network"] | state["average"]
-    return {name.removeprefix("encoder."): value for name, value in weights.items() if name.startswith("encoder.")}
+    return {name.removeprefix(ENCODER): value for name, value in weights.items() if name.startswith(ENCODER)}
 
 
 def _published(model: Path) -> tuple[Transformer, Tensor, str, str]:

@@ -7,7 +7,6 @@ of what the training was for than it lost of what it was not for.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from export.encoder import trained_encoder
+from export.encoder import ENCODER, trained_encoder
 from export.start import starting_network, starting_photo_vector
-from export.train import CHECKPOINT, last_losses
-
-ENCODER = "encoder."  # what the names of its weights begin with
+from export.train import CHECKPOINT, check_finished, last_losses
 
 
 def interpolate(run: Path, target: Path, share: float, *, start: Path, start_encoder: Path | None = None) -> None:
@@ -33,8 +30,7 @@ def interpolate(run: Path, target: Path, share: float, *, start: Path, start_enc
     if not 0 < share < 1:
         raise ValueError(f"a share of the run's weights is between 0 and 1, not {share}")
     state: dict[str, Any] = torch.load(run / CHECKPOINT, map_location="cpu", weights_only=True)
-    if state["step"] < state["config"]["steps"]:
-        raise ValueError(f"the run has done {state['step']} of {state['config']['steps']} steps; go on with it first")
+    check_finished(state["step"], state["config"])
     if not state["styles"]:
         raise ValueError(f"{run} trained an encoder alone, whose network stayed as it was")
     before = {name: weight.detach() for name, weight in starting_network(start, state["styles"]).state_dict().items()}
@@ -52,8 +48,7 @@ def interpolate(run: Path, target: Path, share: float, *, start: Path, start_enc
     photo = starting_photo_vector(start)
     if photo is not None and state["photo_vector"] is not None:
         state["photo_vector"] = _between(photo, state["photo_vector"], share)
-    losses = {name: round(value, 7) for name, value in last_losses(state).items() if math.isfinite(value)}
-    state["config"]["interpolated"] = {"share": share, "losses_of_the_run": losses}
+    state["config"]["interpolated"] = {"share": share, "losses_of_the_run": last_losses(state)}
     state["history"] = []
     target.mkdir(parents=True, exist_ok=False)
     torch.save(state, target / CHECKPOINT)

@@ -18,6 +18,7 @@ from torch import Tensor
 from export.corpus import Corpus
 from export.data import Painting
 from export.encoder import (
+    ENCODER,
     EncodedNetwork,
     EncoderTrainer,
     Looked,
@@ -125,7 +126,7 @@ class JointTrainer(Trainer):
         encoder = StyleEncoder(styled.vectors.detach(), self.config.hidden)
         encoder.load_state_dict({name: value.cpu() for name, value in self.network.encoder.state_dict().items()})
         for name, value in encoder.named_parameters():
-            value.data.copy_(self.average[f"encoder.{name}"])
+            value.data.copy_(self.average[ENCODER + name])
         network = EncodedNetwork(styled.transformer, styled.vectors.detach(), encoder)
         path = self.folder / f"encoded_{self.step:06d}.jpg"
         encoder_sheet(path, network, self.corpus, photos, self.config.encoded_side)

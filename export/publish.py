@@ -18,7 +18,7 @@ from PIL import Image
 
 from export.data import Painting, load_picture
 from export.to_onnx import FreezingGraph, FrozenGraph, PixelGraph, export_graph, load_graph, rounded
-from export.train import Run
+from export.train import Run, check_finished
 from export.verify import GraphDiffers, verify, verify_halved, verify_tiling
 from service.gatys.pictures import to_pixels
 from service.models.store import CARD, PHOTO, Card, ModelStore, StyleEntry, TensorSpec, Tiling, file_sha256
@@ -43,8 +43,7 @@ def publish(
     Raises FileExistsError where it is, GraphDiffers where the graph's pixels are not torch's, ValueError where the
     run is not finished.
     """
-    if run.step < run.config["steps"]:
-        raise ValueError(f"the run has done {run.step} of {run.config['steps']} steps; go on with it first")
+    check_finished(run.step, run.config)
     conditional = run.photo_vector is not None
     vectors = run.network.vectors.detach().numpy()
     with staged(target) as folder:
@@ -244,7 +243,7 @@ def checksums(folder: Path) -> dict[str, str]:
 def training_record(run: Run) -> dict[str, Any]:
     """What the card says of the run: its configuration, the steps done, the losses reached, and the same of the
     published model that it began from."""
-    losses = {name: round(value, 4) for name, value in run.losses.items() if np.isfinite(value)}
+    losses = {name: round(value, 4) for name, value in run.losses.items()}
     record = {"configuration": run.config, "steps": run.step, "losses": losses}
     source = Path(run.config.get("started_from", "")) / CARD
     return record | ({"before": Card.model_validate_json(source.read_bytes()).training} if source.exists() else {})

@@ -441,10 +441,17 @@ class Run:
         return dict(zip(self.styles, self.network.vectors.detach(), strict=True))
 
 
+def check_finished(step: int, config: Mapping[str, Any]) -> None:
+    """Raises ValueError where a run has steps left."""
+    if step < config["steps"]:
+        raise ValueError(f"the run has done {step} of {config['steps']} steps; go on with it first")
+
+
 def last_losses(state: Mapping[str, Any]) -> dict[str, float]:
-    """The losses, by name, that a checkpoint's run had reached; none before its first record."""
+    """The losses, by name, that a checkpoint's run had reached, of those that it had; none before its first record."""
     names, history = state.get("loss_names", LOSS_NAMES), state["history"]
-    return dict(zip(names, history[-1][1:], strict=True)) if history else {}
+    found = zip(names, history[-1][1:], strict=True) if history else ()
+    return {name: value for name, value in found if math.isfinite(value)}
 
 
 def _restored(config: TransformerConfig, weights: Mapping[str, Tensor]) -> StyledNetwork:
