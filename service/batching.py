@@ -21,7 +21,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from service.errors import DeadlineExceeded, Saturated
+from service.errors import DeadlineExceeded, OutOfMemory, Saturated
 from service.metrics import Metrics, Stopwatch
 
 log = logging.getLogger(__name__)
@@ -302,7 +302,7 @@ class Admission:
 @dataclass(eq=False)
 class _Item:
     """A picture in line. Its result is cancelled where nobody wants it any more. One that is ``whole`` is decoded and
-    encoded where it runs, between a run and the next."""
+    encoded where it runs, between a run and the next; one that is ``alone`` runs with nothing beside it."""
 
     network: Network
     place: Place
@@ -311,15 +311,16 @@ class _Item:
     watch: Stopwatch
     result: asyncio.Future[Any]
     arrived: float = field(default_factory=time.perf_counter)
+    alone: bool = False
 
     @property
     def key(self) -> Hashable:
         """Equal keys may share a run."""
-        return self.network, self.work.shape
+        return self.network, self.work.shape, self.alone
 
     @property
     def fits_lane(self) -> bool:
-        return self.place.pixels <= self.network.lane_pixels
+        return not self.alone and self.place.pixels <= self.network.lane_pixels
 
     def start(self) -> None:
         """Its run begins: no longer in the queue."""
@@ -359,7 +360,8 @@ class Batcher:
 
     Where several small batches wait they run beside each other in lanes, a thread each: a run on every thread leaves
     them idle at each node's end. On a GPU small ones always do: it has nothing to do between a run's end and the next
-    one's pixels. One whose deadline would pass during its run gives way to those behind it.
+    one's pixels. What memory does not suffice for beside others is tried again with nothing beside it. One whose
+    deadline would pass during its run gives way to those behind it.
     """
 
     def __init__(
@@ -410,7 +412,6 @@ class Batcher:
     async def _finished(self, network: Network, place: Place, work: Work[T], whole: bool, watch: Stopwatch) -> T:
         result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         item = _Item(network, place, work, whole, watch, result)
-        watch.enter("queue")
         self._join(item)
         try:
             return await result
@@ -431,6 +432,7 @@ class Batcher:
         self._lane_threads.shutdown(cancel_futures=True)
 
     def _join(self, item: _Item) -> None:
+        item.watch.enter("queue")
         self._lines.setdefault(item.key, []).append(item)
         with _never_fatal():
             self._metrics.queue_depth.labels(item.network.name).inc()
@@ -476,7 +478,7 @@ class Batcher:
         """Begin in a lane where another runs in one, or could, and where that is as good; else run on every thread,
         once the lanes are empty."""
         network = batch[0].network
-        fits = sum(item.place.pixels for item in batch) <= network.lane_pixels
+        fits = batch[0].fits_lane and sum(item.place.pixels for item in batch) <= network.lane_pixels
         if fits and (network.lanes_first or self._in_lanes or any(line[0].fits_lane for line in self._lines.values())):
             task = asyncio.create_task(self._serve(batch, lane=True))
             self._in_lanes.add(task)
@@ -521,6 +523,8 @@ class Batcher:
     def _mates(self, line: list[_Item]) -> list[_Item]:
         """What shares a run with the first in line: within the budget, and leaving as much to every other lane."""
         first = line[0]
+        if first.alone:
+            return line[:1]
         mates, pixels, most = line[:1], first.place.pixels, self._max_pixels
         if first.network.lanes_first and first.fits_lane:
             most = min(most, first.network.lane_pixels)  # or it would wait until the lanes are empty
@@ -533,13 +537,20 @@ class Batcher:
         return mates
 
     async def _serve(self, batch: list[_Item], lane: bool) -> None:
-        """Run a batch; where that fails, each of its items alone, so that the one to blame fails alone."""
+        """Run a batch; where that fails, each of its items alone, so that the one to blame fails alone. What memory did
+        not suffice for in a lane waits again, for a run with no other beside it."""
         batch = [item for item in batch if not item.result.done()]
         if not batch:
             return
         try:
             await self._run_batch(batch, lane)
         except Exception as error:
+            if lane and isinstance(error, OutOfMemory):
+                for item in batch:
+                    if not item.result.done():
+                        item.alone = True
+                        self._join(item)
+                return
             if len(batch) == 1:
                 if not batch[0].result.done():
                     batch[0].result.set_exception(error)

@@ -12,7 +12,7 @@ import pytest
 
 from service import batching
 from service.batching import Admission, Batcher, Expected, Latency, Margin, Work
-from service.errors import DeadlineExceeded, InvalidImage, Saturated
+from service.errors import DeadlineExceeded, InvalidImage, OutOfMemory, Saturated
 from service.metrics import Metrics, Stopwatch
 from service.models.catalog import ServedModel, served
 from service.models.session import Session
@@ -25,11 +25,12 @@ T = TypeVar("T")
 
 
 class Network:
-    """255 - x + the row's first number; each run lasts until it is let go or stopped."""
+    """255 - x + the row's first number; each run lasts until it is let go or stopped. Memory suffices for ``fit``."""
 
     provider = "cpu"
     lane_pixels = 0
     lanes_first = False
+    fit = 4
 
     def __init__(self, name: str = "toy", fails: Callable[[np.ndarray], bool] = lambda images: False) -> None:
         self.name = name
@@ -61,6 +62,8 @@ class Run:
         network.batches.append(len(images))
         network.started.set()
         try:
+            if network.running > network.fit:
+                raise OutOfMemory("no memory")
             give_up = time.monotonic() + PATIENCE_S
             while not network.go.wait(0.005):
                 assert time.monotonic() < give_up
@@ -392,6 +395,28 @@ def test_where_lanes_come_first_small_runs_go_beside_each_other_from_the_first_o
     play(scene())
     assert network.lanes == [True, True, True, False]
     assert network.most == 2
+
+
+@pytest.mark.parametrize(("fit", "made"), [(1, [255, 254, 253, 252]), (0, [None] * 4)])
+def test_what_memory_does_not_suffice_for_in_a_lane_runs_alone_before_it_fails(
+    fit: int, made: list[int | None]
+) -> None:
+    network, bench = Network(), Bench(max_pixels=0)
+    network.lane_pixels, network.lanes_first, network.fit = 10, True, fit
+
+    async def scene() -> None:
+        tasks = [bench.task(network, value=value) for value in range(4)]
+        while network.running != fit or len(network.lanes) < 2:
+            await asyncio.sleep(0.005)
+        network.go.set()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [None if isinstance(result, OutOfMemory) else int(result.max()) for result in results] == made  # type: ignore[union-attr]
+        assert bench.value("stylize_queue_depth", model="toy") == 0
+
+    play(scene())
+    alone = network.lanes.count(False)
+    assert alone == 4 if fit == 0 else alone >= 1
+    assert len(network.lanes) == 4 + alone
 
 
 def test_what_waits_is_shared_among_the_lanes() -> None:
