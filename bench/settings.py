@@ -124,7 +124,7 @@ def _codecs(rounds: int) -> list[str]:
     }
     file = io.BytesIO()
     large.save(file, "JPEG", quality=90)
-    decoding = {
+    decoding: dict[str, Callable[[], object]] = {
         "Pillow, in full": partial(_decoded, file.getvalue(), False),
         "Pillow, at reduced scale (draft)": partial(_decoded, file.getvalue(), True),
         "simplejpeg, at reduced scale, shipped": partial(_shrunk, file.getvalue()),

@@ -21,7 +21,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from service.errors import DeadlineExceeded, OutOfMemory, Saturated
+from service.errors import DeadlineExceeded, OutOfMemory, Saturated, Translation, translating
 from service.metrics import Metrics, Stopwatch
 
 log = logging.getLogger(__name__)
@@ -38,8 +38,9 @@ T = TypeVar("T")
 class Work(Generic[T]):
     """A picture that is not decoded yet, its ``shape`` (H, W, 3) once it is, and the rows (R, D) to run it on.
 
-    ``decode`` gives its pixels, and what makes the result of the outputs (R, H, W, 3). Both block, and both may be
-    called again where a batch failed; where they are ``quick`` a thread's turn costs more than they take.
+    ``decode`` gives its pixels, and what makes the result of the outputs (R, H, W, 3). Both block; ``decode`` is called
+    once, the other may be called again where a batch failed; where they are ``quick`` a thread's turn costs more than
+    they take.
     """
 
     shape: tuple[int, ...]
@@ -163,12 +164,19 @@ class Place:
         self._expected = expected
         self._give_up = give_up
         self._admission = admission
-        self._waiting = True
+        self._waiting = False
 
     @property
     def is_hopeless(self) -> bool:
         """Whether its deadline would pass during its run, if that began now."""
         return self._give_up is not None and time.monotonic() + self._expected.own_s > self._give_up
+
+    def enter_queue(self) -> None:
+        """It waits: once it is admitted, or again, where its run failed for want of memory."""
+        if not self._waiting:
+            self._waiting = True
+            self._admission.waiting_pixels += self.pixels
+            self._admission.waiting_s += self._expected.queue_s
 
     def leave_queue(self) -> None:
         """The run starts, or nobody wants it any more. Once is enough, twice does no harm."""
@@ -214,10 +222,9 @@ class Admission:
         admitted = time.monotonic()
         if give_up is not None:
             self._check_time(ahead_s, own_s, give_up - admitted)
-        self.waiting_pixels += pixels
-        self.waiting_s += expected.queue_s
         self._metrics.in_flight.inc(pixels)
         place = Place(self, pixels, expected, give_up)
+        place.enter_queue()
         took_s: float | None = None  # of those that left, nothing is known
         try:
             yield place
@@ -312,6 +319,7 @@ class _Item:
     result: asyncio.Future[Any]
     arrived: float = field(default_factory=time.perf_counter)
     alone: bool = False
+    _decoded: tuple[Images, Callable[[Images], object]] | Exception | None = None
 
     @property
     def key(self) -> Hashable:
@@ -329,13 +337,20 @@ class _Item:
             self.watch.enter("infer")
 
     def decode(self) -> tuple[Images, Callable[[Images], object]]:
-        """As its work's, in the run's thread."""
-        if not self.whole:
-            return self.work.decode()
-        self.watch.enter("decode")
-        decoded = self.work.decode()
-        self.watch.enter("infer")
-        return decoded
+        """As its work's, in the run's thread. Asked again it says the same: a broken file may seem whole the second
+        time it is read."""
+        if self._decoded is None:
+            if self.whole:
+                self.watch.enter("decode")
+            try:
+                self._decoded = self.work.decode()
+            except Exception as error:
+                self._decoded = error
+        if isinstance(self._decoded, Exception):
+            raise self._decoded
+        if self.whole:
+            self.watch.enter("infer")
+        return self._decoded
 
     def encoded(self, encode: Callable[[Images], object], outputs: Images) -> object:
         """Its result, in the run's thread."""
@@ -343,6 +358,11 @@ class _Item:
             return encode(outputs)
         with self.watch.time("encode"):
             return encode(outputs)
+
+    def fail(self, error: Exception) -> None:
+        """Its client is told, if it still is there: a deadline may have passed just now."""
+        if not self.result.done():
+            self.result.set_exception(error)
 
 
 @dataclass(frozen=True, eq=False)
@@ -460,12 +480,17 @@ class Batcher:
 
     async def _work(self) -> None:
         """Lives while there is work; every item that it takes is resolved, whatever happens."""
-        while self._lines or self._in_lanes:
-            if not self._may_begin():
-                self._change.clear()
-                await self._change.wait()
-            elif batch := await self._next_batch():
-                await self._dispatch(batch)
+        try:
+            while self._lines or self._in_lanes:
+                if not self._may_begin():
+                    self._change.clear()
+                    await self._change.wait()
+                elif batch := await self._next_batch():
+                    await self._dispatch(batch)
+        except Exception as error:  # nobody is to wait for a worker that is no more
+            log.exception("a bug: what waits for a network is given up")
+            for item in [item for line in self._lines.values() for item in line]:
+                self._take(item).fail(error)
         self._settling = asyncio.get_running_loop().call_later(IDLE_S, self._settle)
 
     def _may_begin(self) -> bool:
@@ -502,7 +527,7 @@ class Batcher:
             oldest = self._oldest
             if oldest.place.is_hopeless and self._has_company(oldest):
                 late = DeadlineExceeded("the deadline would pass during the run; allow for more time")
-                self._take(oldest).result.set_exception(late)
+                self._take(oldest).fail(late)
                 continue
             mates = self._mates(self._lines[oldest.key])
             left_s = oldest.arrived + self._max_wait_s - time.perf_counter()
@@ -549,11 +574,11 @@ class Batcher:
                 for item in batch:
                     if not item.result.done():
                         item.alone = True
+                        item.place.enter_queue()
                         self._join(item)
                 return
             if len(batch) == 1:
-                if not batch[0].result.done():
-                    batch[0].result.set_exception(error)
+                batch[0].fail(error)
                 return
             for item in batch:
                 await self._serve([item], lane)
@@ -570,7 +595,7 @@ class Batcher:
         started = time.perf_counter()
         try:
             threads = self._lane_threads if lane else self._executor
-            with self._admission.running(network, pixels, lane=lane):
+            with self._admission.running(network, pixels, lane=lane), translating(_COMPUTING):
                 results, duration_s = await loop.run_in_executor(threads, _carried_out, running.run, batch)
         finally:
             self._running.remove(running)
@@ -592,6 +617,11 @@ class Batcher:
         for network in self._unsettled:
             loop.run_in_executor(self._executor, network.settle)
         self._unsettled = set()
+
+
+_COMPUTING: Translation = {
+    MemoryError: lambda error: OutOfMemory("the picture does not fit into the memory left: ask for a smaller max_side"),
+}
 
 
 @contextmanager

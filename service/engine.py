@@ -92,11 +92,12 @@ class Engine:
 
     async def load(self) -> None:
         """Verify, load and warm every model, off the event loop. Never raises: what went wrong is in ``reasons``."""
-        loaded = await asyncio.get_running_loop().run_in_executor(self._executor, self._load)
-        self._refused = loaded.refused
-        for model in loaded.models:
-            self._admission.learn(model, SETTLE_SIDE**2, loaded.first_runs_s[model.name])
-        await self._serve(loaded)
+        async with self._reloading:
+            loaded = await asyncio.get_running_loop().run_in_executor(self._executor, self._load)
+            self._refused = loaded.refused
+            for model in loaded.models:
+                self._admission.learn(model, SETTLE_SIDE**2, loaded.first_runs_s[model.name])
+            await self._serve(loaded)
 
     async def reload(self) -> Sequence[str]:
         """Load the store anew while the old models serve, and put all of its models in their place at once.

@@ -12,6 +12,7 @@ import functools
 import logging
 import signal
 import socket
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 
 import httptools
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 LAST_CALL_S = 1.0  # for a connection that was just made to send its request
 HEAD_TIMEOUT_S = 10.0  # for a request's head to arrive
 MAX_HEAD_BYTES = 32 * 2**10
+MOST_PIPELINED = 2  # requests that are read ahead of their turn, each up to uvicorn's mark of 64 KiB
 INTERRUPT_S = 2  # for what goes on at SIGINT
 
 
@@ -196,6 +198,8 @@ class Connection(HttpToolsProtocol):
         self._in_head = self._begun = False
         self._unread_bytes = 0
         super().on_headers_complete()
+        if len(self.pipeline) <= MOST_PIPELINED:  # who reads no more does not hear that the client has left
+            self.flow.resume_reading()
 
     def on_body(self, body: bytes) -> None:
         self._unread_bytes = 0
@@ -210,7 +214,7 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self._refusal and self.cycle.response_complete:
+        if self._refusal and self._running and self._running.response_complete:
             self._hang_up(self._refusal)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -236,12 +240,13 @@ class Connection(HttpToolsProtocol):
     def _refuse(self, status: int) -> None:
         """Answer what cannot be read once all that was read is answered, and hang up."""
         answer = STATUS_LINE[status] + b"content-length: 0\r\nconnection: close\r\n\r\n"
-        if self.cycle and not self.cycle.response_complete and not self.cycle.more_body:
+        broken = self.cycle if self.cycle and self.cycle.more_body else None
+        self.pipeline = deque(waiting for waiting in self.pipeline if waiting[0] is not broken)
+        running = self._running if self._running and not self._running.response_complete else None
+        if running and running is not broken:
             self._refusal = answer
-        elif self.cycle and self.cycle.response_started and not self.cycle.response_complete:
-            self._hang_up(b"")
         else:
-            self._hang_up(answer)
+            self._hang_up(b"" if running and running.response_started else answer)
 
     def _hang_up(self, last_words: bytes) -> None:
         if not self.transport.is_closing():

@@ -142,6 +142,14 @@ def test_requests_sent_ahead_are_answered_in_their_order_and_garbage_after_them(
         assert statuses == [b"200", b"404", b"200", b"400"]
 
 
+def test_a_request_sent_ahead_whose_body_cannot_be_read_takes_no_answer_from_the_one_before(service: Live) -> None:
+    with connect(service) as connection:
+        broken = b"POST /stylize?style=red HTTP/1.1\r\n" + CHUNKED + b"ZZZ\r\n"
+        connection.sendall(request(PNG, "style=red") + broken)
+        statuses = re.findall(rb"HTTP/1.1 (\d+) ", rest(connection))
+        assert statuses == [b"200", b"400"]
+
+
 def test_an_offer_of_another_protocol_is_passed_over(service: Live) -> None:
     offer = b" HTTP/1.1\r\nConnection: close, Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
     for sent in (request(PNG, "style=red"), b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"):

@@ -16,9 +16,9 @@ from service.errors import DeadlineExceeded, InvalidImage, OutOfMemory, Saturate
 from service.metrics import Metrics, Stopwatch
 from service.models.catalog import ServedModel, served
 from service.models.session import Session
-from service.models.store import ModelStore
+from service.models.store import ModelStore, StoredModel
 
-MULTISTYLE = Path(__file__).parents[2] / "model_store" / "multistyle" / "1"
+STORE = Path(__file__).parents[2] / "model_store"
 PATIENCE_S = 30
 
 T = TypeVar("T")
@@ -456,6 +456,98 @@ def test_one_that_leaves_a_lane_stops_its_own_run_alone() -> None:
     play(scene())
 
 
+def test_one_whose_deadline_passes_as_a_run_ends_leaves_nobody_waiting() -> None:
+    """Its result is cancelled at once, but it leaves the line one step later: the loop meets it in between."""
+    network, bench = Network(), Bench(max_pixels=0)
+    bench.admission._margin.factor = 0.0  # all are admitted
+    bench.admission.learn(network, 10, 60.0)
+
+    async def hurried() -> None:
+        with bench.admission.admit(network, 10, time.monotonic() + 30) as place:
+            image, row = np.zeros((2, 5, 3), np.uint8), np.zeros((1, 1), np.float32)
+            await bench.batcher.submit(network, place, image, row, Stopwatch())
+
+    async def scene() -> None:
+        first = await bench.occupied(network)
+        late = asyncio.create_task(hurried())
+        patient = bench.task(network, value=3)
+        await asyncio.sleep(0)
+        network.go.set()
+        time.sleep(0.3)  # the loop is held up: the run's end waits for its turn
+        asyncio.get_running_loop().call_soon(late.cancel)
+        assert (await patient).max() == 252
+        await asyncio.gather(first, late, return_exceptions=True)
+        assert late.cancelled()
+
+    play(scene())
+    assert bench.admission.waiting_pixels == 0
+
+
+def test_a_bug_in_the_loop_is_told_to_all_that_wait_and_the_next_is_painted(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, bench = Network(), Bench()
+
+    async def scene() -> None:
+        first = await bench.occupied(network)
+        waiting = [bench.task(network) for _ in range(3)]
+        await asyncio.sleep(0)
+        with monkeypatch.context() as patch:
+            patch.setattr(bench.batcher, "_mates", lambda line: 1 / 0)
+            network.go.set()
+            results = await asyncio.gather(first, *waiting, return_exceptions=True)
+        assert [type(result) for result in results] == [np.ndarray, *[ZeroDivisionError] * 3]
+        assert (await bench.submit(network, value=3)).max() == 252
+
+    play(scene())
+    assert bench.admission.waiting_pixels == 0
+    assert bench.value("stylize_queue_depth", model="toy") == 0
+
+
+def test_a_file_that_is_damaged_is_read_once_and_fails_though_its_batch_is_tried_again() -> None:
+    """As Pillow's, which gives what it has of a picture the second time."""
+    network, bench = Network(), Bench()
+    network.lane_pixels = 10
+    read: list[int] = []
+
+    def damaged() -> tuple[np.ndarray, Callable[[np.ndarray], int]]:
+        read.append(1)
+        if len(read) == 1:
+            raise InvalidImage("damaged")
+        return np.zeros((2, 5, 3), np.uint8), lambda outputs: 0
+
+    def whole() -> tuple[np.ndarray, Callable[[np.ndarray], int]]:
+        return np.zeros((2, 5, 3), np.uint8), lambda outputs: int(outputs.max())
+
+    async def scene() -> None:
+        first = await bench.occupied(network)
+        rows = np.zeros((1, 1), np.float32)
+        works = [Work((2, 5, 3), rows, decode, quick=True) for decode in (whole, damaged, whole)]
+        tasks = [asyncio.create_task(bench.paint(network, work, Stopwatch())) for work in works]
+        await asyncio.sleep(0)
+        network.go.set()
+        await first
+        good, bad, also_good = await asyncio.gather(*tasks, return_exceptions=True)
+        assert (good, also_good) == (255, 255)
+        assert isinstance(bad, InvalidImage)
+
+    play(scene())
+    assert len(read) == 1
+
+
+def test_memory_that_ends_while_pixels_are_put_together_is_told_as_such() -> None:
+    network, bench = Network(), Bench()
+    network.go.set()
+
+    def too_large() -> tuple[np.ndarray, Callable[[np.ndarray], int]]:
+        raise MemoryError
+
+    async def scene() -> None:
+        work = Work((2, 5, 3), np.zeros((1, 1), np.float32), too_large, quick=True)
+        with pytest.raises(OutOfMemory, match="max_side"):
+            await bench.paint(network, work, Stopwatch())
+
+    play(scene())
+
+
 def test_an_item_that_fails_fails_alone() -> None:
     network, bench = Network(fails=lambda images: bool((images == 7).any())), Bench()
 
@@ -658,10 +750,15 @@ def test_one_whose_deadline_would_pass_during_its_run_gives_way_and_one_alone_is
     assert bench.admission._margin.factor > 0  # it has learnt of it
 
 
+def shipped(name: str) -> StoredModel:
+    return next(model for model in ModelStore(STORE).networks() if model.card.name == name)
+
+
 @pytest.mark.parametrize("size", [(64, 64), (65, 47), (33, 120)])
-def test_batches_of_the_shipped_network_have_the_very_bits_of_single_runs(size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("name", ["deep", "multistyle", "fast"])
+def test_batches_of_a_shipped_network_have_the_very_bits_of_single_runs(name: str, size: tuple[int, int]) -> None:
     """Through the batcher, so that stacking and splitting are part of it."""
-    stored = ModelStore(MULTISTYLE.parents[1]).load(MULTISTYLE)
+    stored = shipped(name)
     model = ServedModel(stored, Session(stored, "cpu", 2))
     generator = np.random.default_rng(0)
     images = [generator.integers(0, 256, (*size, 3), np.uint8) for _ in range(4)]
@@ -685,16 +782,16 @@ def test_batches_of_the_shipped_network_have_the_very_bits_of_single_runs(size: 
 
             results = await asyncio.gather(*(submit(index) for index in range(count)))
             assert all(np.array_equal(mine, theirs) for mine, theirs in zip(results, alone, strict=False))
-            sample = metrics._registry.get_sample_value("stylize_batch_size_sum", {"model": "multistyle"})
+            sample = metrics._registry.get_sample_value("stylize_batch_size_sum", {"model": name})
             assert sample == sum(len(its) for its in rows[:count])
 
     play(scene())
 
 
 @pytest.mark.parametrize("size", [(64, 64), (257, 301), (512, 512)])
-@pytest.mark.parametrize("name", ["multistyle", "fast"])
+@pytest.mark.parametrize("name", ["deep", "multistyle", "fast"])
 def test_a_run_in_a_lane_has_the_very_bits_of_one_on_every_thread(name: str, size: tuple[int, int]) -> None:
-    stored = ModelStore(MULTISTYLE.parents[1]).load(MULTISTYLE.parents[1] / name / "1")
+    stored = shipped(name)
     model = served(stored, "cpu", 2, lanes=True)
     assert model.lane_pixels >= size[0] * size[1]
     image = np.random.default_rng(0).integers(0, 256, (1, *size, 3), np.uint8)

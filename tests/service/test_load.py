@@ -120,14 +120,22 @@ def test_a_client_that_leaves_frees_its_place_and_stops_its_run(service: Live) -
     assert service.metric("stylize_in_flight") == 0
 
 
-def test_a_client_that_leaves_stops_its_run_though_it_has_sent_another_request_ahead(service: Live) -> None:
-    stopped = service.metric('stylize_abandoned_total{stage="infer"}')
+@pytest.mark.parametrize("later", [False, True])
+def test_a_client_that_leaves_stops_its_run_though_it_has_sent_another_request_ahead(
+    service: Live, later: bool
+) -> None:
+    runs, stopped = service.metric(RUNS), service.metric('stylize_abandoned_total{stage="infer"}')
+    big, small = request(BIG, content_type="image/jpeg"), request(SMALL)
     with socket.create_connection(service.address) as connection:
-        connection.sendall(request(BIG, content_type="image/jpeg") + request(SMALL))
+        connection.sendall(big if later else big + small)
         service.wait_for("stylize_in_flight", BIG_PIXELS)
         service.wait_for(DEPTH, 0)
+        if later:
+            connection.sendall(small)
+            time.sleep(0.1)
     service.wait_for('stylize_abandoned_total{stage="infer"}', stopped + 1)
     assert service.metric("stylize_in_flight") == 0
+    assert service.metric(RUNS) == runs  # it did not run to its end
 
 
 def test_a_deadline_that_passes_during_a_run_stops_it(service: Live) -> None:
@@ -254,8 +262,9 @@ def post(service: Live, content: bytes) -> bytes:
 
 
 def test_sighup_serves_a_new_style_loses_no_request_and_leaves_a_broken_store_alone(tmp_path: Path) -> None:
-    write_conditional(tmp_path, "toy", {name: VECTORS[name] for name in ("photo", "red")})
-    with live(STYLIZE_MODEL_STORE=str(tmp_path)) as service:
+    store, said = tmp_path / "store", tmp_path / "said"
+    write_conditional(store, "toy", {name: VECTORS[name] for name in ("photo", "red")})
+    with said.open("w") as stderr, live(stderr, STYLIZE_MODEL_STORE=str(store)) as service:
 
         def styles() -> list[str]:
             listed = httpx.get(f"{service.url}/styles").json()["styles"]
@@ -264,15 +273,17 @@ def test_sighup_serves_a_new_style_loses_no_request_and_leaves_a_broken_store_al
         async def scene() -> None:
             load = Load(service.address, "style=red")
             clients = [asyncio.create_task(load.client(keep_alive=True)) for _ in range(4)]
-            write_conditional(tmp_path, "toy", {name: VECTORS[name] for name in ("photo", "red", "green")})
+            write_conditional(store, "toy", {name: VECTORS[name] for name in ("photo", "red", "green")})
             service.process.send_signal(signal.SIGHUP)
             async with asyncio.timeout(PATIENCE_S):
                 while await asyncio.to_thread(styles) != ["green", "red"]:
                     await asyncio.sleep(0.02)
-            (tmp_path / "toy/1/model.onnx").write_bytes(b"spoiled")
+            (store / "toy/1/model.onnx").write_bytes(b"spoiled")
             service.process.send_signal(signal.SIGHUP)
-            before = load.answered
             async with asyncio.timeout(PATIENCE_S):
+                while "the store was not reloaded" not in said.read_text():
+                    await asyncio.sleep(0.02)
+                before = load.answered
                 while load.answered < before + 100:
                     await asyncio.sleep(0.02)
             for client in clients:
