@@ -44,6 +44,7 @@ from service.routes.writers import Writers
 from service.settings import Settings
 from service.tracing import Tracer
 
+DECODING_PHOTOS = 8  # of the largest there are, or as many pixels, may wait to be decoded: some seconds' work
 FILM_PIXELS = 4  # times the pixels of the largest photo: all frames of an animation, which are decoded one by one
 
 
@@ -57,10 +58,11 @@ def create_app(settings: Settings, tracer: Tracer | None = None) -> FastAPI:
     metrics = Metrics()
     metrics.build_info.labels(__version__, settings.commit).set(1)
     inference = ThreadPoolExecutor(1, "inference")
-    codec = ThreadPoolExecutor(threads, "codec")
+    codec, headers = ThreadPoolExecutor(threads, "codec"), ThreadPoolExecutor(1, "headers")
     gpu = Gpu(settings.gpu_mem_limit_bytes, settings.precision, settings.gpu_lanes)
     lanes = gpu.lanes if gives_cuda(settings.provider) else threads
-    admission = Admission(settings.max_queue_pixels, metrics, lanes)
+    most = DECODING_PHOTOS * settings.max_pixels
+    admission = Admission(settings.max_queue_pixels, metrics, lanes, max_source_pixels=most, codec_threads=threads)
     store = ModelStore(settings.model_store)
     batcher = Batcher(admission, inference, codec, metrics, settings.max_batch_pixels, settings.max_wait_ms)
     packs = PackFolder(settings.own_styles)
@@ -84,8 +86,8 @@ def create_app(settings: Settings, tracer: Tracer | None = None) -> FastAPI:
     )
     animations = AnimationLimits(settings.max_frames, FILM_PIXELS * settings.max_pixels)
     pictures = PictureLimits(settings.max_pixels, settings.max_side, settings.sync_max_pixels, animations)
-    encodings = Encodings(codec, inference, metrics, settings.max_pixels)
-    stylizer = Stylizer(engine, admission, codec, metrics, pictures, supervisor, encodings)
+    encodings = Encodings(codec, inference, admission, metrics, settings.max_pixels)
+    stylizer = Stylizer(engine, admission, codec, headers, metrics, pictures, supervisor, encodings)
     job_limits = JobLimits(settings.max_pixels, settings.max_side, settings.max_iterations)
     desk = OrderDesk(engine, settings.model_store, webhooks, codec, job_limits)
     refinements = Refinements(engine, supervisor, encodings, packs, codec, settings.max_pixels)
@@ -100,6 +102,7 @@ def create_app(settings: Settings, tracer: Tracer | None = None) -> FastAPI:
         batcher.close()
         inference.shutdown(cancel_futures=True)
         codec.shutdown(cancel_futures=True)
+        headers.shutdown(cancel_futures=True)
         if tracer:
             await asyncio.to_thread(tracer.close)
 

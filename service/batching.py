@@ -16,7 +16,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -32,11 +32,13 @@ IDLE_S = 5.0  # longer than people take from one request to the next: the memory
 Images = npt.NDArray[np.uint8]  # (N, H, W, 3) sRGB
 Rows = npt.NDArray[np.float32]  # (N, D)
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True)
 class Work(Generic[T]):
-    """A picture that is not decoded yet, its ``shape`` (H, W, 3) once it is, and the rows (R, D) to run it on.
+    """A picture that is not decoded yet, its ``shape`` (H, W, 3) once it is, and the rows (R, D) to run it on. The file
+    has ``source_pixels``, in all of its frames.
 
     ``decode`` gives its pixels, and what makes the result of the outputs (R, H, W, 3). Both block; ``decode`` is called
     once, the other may be called again where a batch failed; where they are ``quick`` a thread's turn costs more than
@@ -47,6 +49,12 @@ class Work(Generic[T]):
     rows: Rows
     decode: Callable[[], tuple[Images, Callable[[Images], T]]]
     quick: bool
+    source_pixels: int = 0
+
+    @property
+    def codec_pixels(self) -> int:
+        """What is decoded and encoded."""
+        return self.source_pixels + self.shape[0] * self.shape[1]
 
 
 class Run(Protocol):
@@ -58,14 +66,18 @@ class Run(Protocol):
         """End it early; from any thread, at any time."""
 
 
-class Network(Protocol):
-    """What work waits for. ``settle`` is called, where runs are, once nothing has run for a while."""
+class Timed(Protocol):
+    """A model whose runs' durations are learnt."""
 
     @property
     def name(self) -> str: ...
 
     @property
     def provider(self) -> str: ...
+
+
+class Network(Timed, Protocol):
+    """What work waits for. ``settle`` is called, where runs are, once nothing has run for a while."""
 
     @property
     def lane_pixels(self) -> int:
@@ -157,10 +169,14 @@ class Expected:
 
 
 class Place:
-    """A picture's claim on the queue: it counts as waiting until its run starts or it leaves."""
+    """A picture's claim on the queue: it counts as waiting until its run starts or it leaves; and on the codec, until
+    it is decoded."""
 
-    def __init__(self, admission: Admission, pixels: int, expected: Expected, give_up: float | None) -> None:
+    def __init__(
+        self, admission: Admission, pixels: int, source_pixels: int, expected: Expected, give_up: float | None
+    ) -> None:
         self.pixels = pixels
+        self._source_pixels = source_pixels
         self._expected = expected
         self._give_up = give_up
         self._admission = admission
@@ -170,6 +186,11 @@ class Place:
     def is_hopeless(self) -> bool:
         """Whether its deadline would pass during its run, if that began now."""
         return self._give_up is not None and time.monotonic() + self._expected.own_s > self._give_up
+
+    def decoded(self) -> None:
+        """The codec is done with it, or never will be. Once is enough, twice does no harm."""
+        self._admission.source_pixels -= self._source_pixels
+        self._source_pixels = 0
 
     def enter_queue(self) -> None:
         """It waits: once it is admitted, or again, where its run failed for want of memory."""
@@ -195,35 +216,50 @@ class _Going:
 
 
 class Admission:
-    """The bound on waiting work, in pixels, over all models. Small runs go in ``lanes`` beside each other. To be used
-    from the event loop alone, hence exact."""
+    """The bound on waiting work, over all models: ``max_pixels`` wait for networks, and photos of all in all
+    ``max_source_pixels``, by their headers, to be decoded on ``codec_threads``. Small runs go in ``lanes`` beside each
+    other. To be used from the event loop alone, hence exact."""
 
-    def __init__(self, max_pixels: int, metrics: Metrics, lanes: int = 1) -> None:
+    def __init__(
+        self,
+        max_pixels: int,
+        metrics: Metrics,
+        lanes: int = 1,
+        *,
+        max_source_pixels: float = math.inf,
+        codec_threads: int = 1,
+    ) -> None:
         self.lanes = lanes
-        self._max_pixels = max_pixels
+        self._max_pixels, self._max_source_pixels = max_pixels, max_source_pixels
+        self._codec_threads = codec_threads
         self._metrics = metrics
         metrics.capacity.set(max_pixels)
         self._runs: defaultdict[tuple[str, str, bool], Latency] = defaultdict(Latency)  # by model, provider, in a lane
         self._going: set[_Going] = set()
         self._margin = Margin()
-        self.codec = Latency()  # decoding and encoding, by the pixels of the result
+        self.codec = Latency()  # decoding and encoding, by the pixels of the photo and of the result
         self.waiting_pixels = 0
+        self.source_pixels = 0  # of photos that are not decoded yet
         self.waiting_s = 0.0  # how long the waiting are expected to keep the next one waiting
 
     @contextmanager
-    def admit(self, network: Network, pixels: int, give_up: float | None = None) -> Iterator[Place]:
-        """Take a place for ``pixels`` (every row counted). ``give_up`` is the deadline by the monotonic clock, if any.
+    def admit(
+        self, network: Network, pixels: int, give_up: float | None = None, source_pixels: int = 0
+    ) -> Iterator[Place]:
+        """Take a place for ``pixels`` (every row counted), to be made of a photo of ``source_pixels``. ``give_up`` is
+        the deadline by the monotonic clock, if any.
 
         Raises Saturated where they do not fit, or cannot be done in time.
         """
         expected = self.expected(network, pixels)
-        self._check_room(pixels)
-        ahead_s, own_s = self._busy_s() + self.waiting_s, expected.own_s + self.codec.predict(pixels)
+        self._check_room(pixels, source_pixels)
+        ahead_s, own_s = self._ahead_s(), expected.own_s + self.codec.predict(source_pixels + pixels)
         admitted = time.monotonic()
         if give_up is not None:
             self._check_time(ahead_s, own_s, give_up - admitted)
         self._metrics.in_flight.inc(pixels)
-        place = Place(self, pixels, expected, give_up)
+        place = Place(self, pixels, source_pixels, expected, give_up)
+        self.source_pixels += source_pixels
         place.enter_queue()
         took_s: float | None = None  # of those that left, nothing is known
         try:
@@ -235,6 +271,7 @@ class Admission:
         finally:
             self._metrics.in_flight.dec(pixels)
             place.leave_queue()
+            place.decoded()
             if give_up is not None and time.monotonic() >= give_up:
                 took_s = math.inf
             if ahead_s > 0 and took_s is not None:
@@ -245,9 +282,9 @@ class Admission:
 
         Raises Saturated where not even the smallest picture would be admitted.
         """
-        self._check_room(1)
+        self._check_room(1, 1)
         if give_up is not None:
-            self._check_time(self._busy_s() + self.waiting_s, 0.0, give_up - time.monotonic())
+            self._check_time(self._ahead_s(), 0.0, give_up - time.monotonic())
 
     def expected(self, network: Network, pixels: int) -> Expected:
         """Of a picture that has to wait: a small one goes in a lane then. A full queue goes by as many at a time as
@@ -256,13 +293,13 @@ class Admission:
         own_s = self._run_s(network, pixels, lane)
         return Expected(own_s, own_s / self.lanes if lane else own_s)
 
-    def learn(self, network: Network, pixels: int, duration_s: float, *, lane: bool = False) -> None:
+    def learn(self, network: Timed, pixels: int, duration_s: float, *, lane: bool = False) -> None:
         """A run took so long, with all that its thread did for it. Its pixels are those of every row."""
         self._latency(network, lane).learn(pixels, duration_s)
 
     @contextmanager
-    def running(self, network: Network, pixels: int, *, lane: bool) -> Iterator[None]:
-        """Such a run goes on while the block lasts."""
+    def running(self, network: Timed, pixels: int, *, lane: bool) -> Iterator[None]:
+        """Such a run goes on, or is the next to, while the block lasts."""
         end = time.monotonic() + self._run_s(network, pixels, lane)
         going = _Going(end, self.lanes if lane else 1)
         self._going.add(going)
@@ -271,11 +308,15 @@ class Admission:
         finally:
             self._going.remove(going)
 
-    def _check_room(self, pixels: int) -> None:
+    def _check_room(self, pixels: int, source_pixels: int) -> None:
+        excess = self.source_pixels + source_pixels - self._max_source_pixels
+        if excess > 0 and self.source_pixels:
+            wait_s = min(1.0, excess / self.source_pixels) * self._decoding_s()
+            raise Saturated(f"too many pixels wait to be decoded; there should be room in {wait_s:.1f} s", wait_s)
         excess = self.waiting_pixels + pixels - self._max_pixels
         if excess > 0:
             share = min(1.0, excess / self.waiting_pixels) if self.waiting_pixels else 0.0
-            wait_s = self._busy_s() + share * self.waiting_s
+            wait_s = self.busy_s + share * self.waiting_s
             raise Saturated(f"too much work is waiting; there should be room in {wait_s:.1f} s", wait_s)
 
     def _check_time(self, ahead_s: float, own_s: float, left_s: float) -> None:
@@ -290,19 +331,27 @@ class Admission:
                 min(ahead_s, needed_s - left_s),
             )
 
-    def _busy_s(self) -> float:
+    def _ahead_s(self) -> float:
+        """How long a picture that comes now is expected to wait: it is decoded while others run."""
+        return max(self.busy_s + self.waiting_s, self._decoding_s())
+
+    def _decoding_s(self) -> float:
+        return self.codec.predict(self.source_pixels) / self._codec_threads if self.source_pixels else 0.0
+
+    @property
+    def busy_s(self) -> float:
         """How long what runs now is expected to keep the next one waiting."""
         now = time.monotonic()
         return sum(max(0.0, going.end - now) / going.width for going in self._going)
 
-    def _run_s(self, network: Network, pixels: int, lane: bool) -> float:
+    def _run_s(self, network: Timed, pixels: int, lane: bool) -> float:
         """A run's expected duration; all lanes together do as much as one run alone, until one was measured."""
         latency = self._latency(network, lane)
         if lane and not latency.learnt:
             return self.lanes * self._run_s(network, pixels, False)
         return latency.predict(pixels)
 
-    def _latency(self, network: Network, lane: bool) -> Latency:
+    def _latency(self, network: Timed, lane: bool) -> Latency:
         return self._runs[network.name, network.provider, lane]
 
 
@@ -319,6 +368,7 @@ class _Item:
     result: asyncio.Future[Any]
     arrived: float = field(default_factory=time.perf_counter)
     alone: bool = False
+    codec_s: float = 0.0  # spent on its decoding and encoding where it runs
     _decoded: tuple[Images, Callable[[Images], object]] | Exception | None = None
 
     @property
@@ -333,31 +383,37 @@ class _Item:
     def start(self) -> None:
         """Its run begins: no longer in the queue."""
         self.place.leave_queue()
+        self.place.decoded()
         if not self.whole:
             self.watch.enter("infer")
 
     def decode(self) -> tuple[Images, Callable[[Images], object]]:
         """As its work's, in the run's thread. Asked again it says the same: a broken file may seem whole the second
         time it is read."""
-        if self._decoded is None:
+        found = self._decoded
+        if found is None:
             if self.whole:
                 self.watch.enter("decode")
             try:
-                self._decoded = self.work.decode()
+                decoded, duration_s = timed(self.work.decode)
+                found, self.codec_s = decoded, self.codec_s + duration_s
             except Exception as error:
-                self._decoded = error
-        if isinstance(self._decoded, Exception):
-            raise self._decoded
+                found = error
+            self._decoded = found
+        if isinstance(found, Exception):
+            raise found
         if self.whole:
             self.watch.enter("infer")
-        return self._decoded
+        return found
 
     def encoded(self, encode: Callable[[Images], object], outputs: Images) -> object:
         """Its result, in the run's thread."""
         if not self.whole:
             return encode(outputs)
         with self.watch.time("encode"):
-            return encode(outputs)
+            result, duration_s = timed(encode, outputs)
+        self.codec_s += duration_s
+        return result
 
     def fail(self, error: Exception) -> None:
         """Its client is told, if it still is there: a deadline may have passed just now."""
@@ -419,10 +475,13 @@ class Batcher:
             return await self._finished(network, place, work, True, watch)
         loop = asyncio.get_running_loop()
         with watch.time("decode"):
-            image, encode = await loop.run_in_executor(self._codec, work.decode)
+            (image, encode), decode_s = await loop.run_in_executor(self._codec, timed, work.decode)
+        place.decoded()
         outputs = await self.submit(network, place, image, work.rows, watch)
         with watch.time("encode"):
-            return await loop.run_in_executor(self._codec, encode, outputs)
+            result, encode_s = await loop.run_in_executor(self._codec, timed, encode, outputs)
+        loop.call_soon(self._admission.codec.learn, work.codec_pixels, decode_s + encode_s)
+        return result
 
     async def submit(self, network: Network, place: Place, image: Images, rows: Rows, watch: Stopwatch) -> Images:
         """As ``paint``, from pixels to pixels: (R, H, W, 3) from ``image`` (H, W, 3) and ``rows`` (R, D)."""
@@ -592,24 +651,28 @@ class Batcher:
             item.start()
         loop = asyncio.get_running_loop()
         self._running.append(running)
-        started = time.perf_counter()
         try:
             threads = self._lane_threads if lane else self._executor
             with self._admission.running(network, pixels, lane=lane), translating(_COMPUTING):
-                results, duration_s = await loop.run_in_executor(threads, _carried_out, running.run, batch)
+                (results, duration_s), turn_s = await loop.run_in_executor(
+                    threads, timed, _carried_out, running.run, batch
+                )
         finally:
             self._running.remove(running)
         for item, result in zip(batch, results, strict=True):
             if not item.result.done():
                 item.result.set_result(result)
-        rows, turn_s = sum(len(item.work.rows) for item in batch), time.perf_counter() - started
-        loop.call_soon(self._record, network, pixels, rows, duration_s, turn_s, lane)  # after the answers' next step
+        loop.call_soon(self._record, batch, pixels, duration_s, turn_s, lane)  # after the answers' next step
 
-    def _record(self, network: Network, pixels: int, rows: int, duration_s: float, turn_s: float, lane: bool) -> None:
-        """``turn_s`` is what a queue goes by: the run, what was decoded and encoded with it, and the threads' turns."""
+    def _record(self, batch: Sequence[_Item], pixels: int, duration_s: float, turn_s: float, lane: bool) -> None:
+        """``turn_s`` is what a queue goes by: the run, and what was decoded and encoded with it."""
+        network = batch[0].network
         with _never_fatal():
             self._admission.learn(network, pixels, turn_s, lane=lane)
-            self._metrics.batch_size.labels(network.name).observe(rows)
+            for item in batch:
+                if item.whole:
+                    self._admission.codec.learn(item.work.codec_pixels, item.codec_s)
+            self._metrics.batch_size.labels(network.name).observe(sum(len(item.work.rows) for item in batch))
             self._metrics.inference_duration.labels(network.name, network.provider).observe(duration_s)
 
     def _settle(self) -> None:
@@ -633,12 +696,16 @@ def _never_fatal() -> Iterator[None]:
         log.exception("a bug: a run could not be counted")
 
 
+def timed(step: Callable[P, T], *arguments: P.args, **more: P.kwargs) -> tuple[T, float]:
+    """What a step gives, and how long it took in seconds."""
+    started = time.perf_counter()
+    return step(*arguments, **more), time.perf_counter() - started
+
+
 def _carried_out(run: Run, batch: Sequence[_Item]) -> tuple[list[object], float]:
     """The result of every item, and how long the run itself took in seconds."""
     decoded = [item.decode() for item in batch]
-    started = time.perf_counter()
-    outputs = run(*_stacked([image for image, _ in decoded], [item.work.rows for item in batch]))
-    duration_s = time.perf_counter() - started
+    outputs, duration_s = timed(run, *_stacked([image for image, _ in decoded], [item.work.rows for item in batch]))
     results, first = [], 0
     for item, (_, encode) in zip(batch, decoded, strict=True):
         results.append(item.encoded(encode, outputs[first : first + len(item.work.rows)]))

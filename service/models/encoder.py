@@ -40,6 +40,10 @@ class Encoder:
         tried.settle()
         self.provider = tried.provider
 
+    @property
+    def name(self) -> str:
+        return self.card.name
+
     def size(self, width: int, height: int) -> tuple[int, int]:
         """At which (width, height) a painting is to be read."""
         return painting_size(width, height, self.side_px)
@@ -53,9 +57,13 @@ class Encoder:
     def vector(self, painting: Pixels) -> Vector:
         """The style (D,) of a painting (H, W, 3). Raises OutOfMemory; NotReady where the store has it no more."""
         no_rows: StyleRows = np.empty((1, 0), np.float32)
+        return np.asarray(self.wake().run(painting[None], no_rows)[0], np.float32)
+
+    def wake(self) -> Session:
+        """Open its session, where that was not done yet. Raises NotReady where the store has it no more."""
         with self._opening:
             self._session = session = self._session or self._opened()
-        return np.asarray(session.run(painting[None], no_rows)[0], np.float32)
+        return session
 
     def _opened(self) -> Session:
         try:

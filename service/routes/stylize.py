@@ -46,6 +46,7 @@ from service.routes.upload import Upload, Uploads, received, take_what_came
 from service.schemas import StylizeFields
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 WANTED_KEPT = 64  # sets of fields: most requests ask for what another did
 QUICK_PIXELS = 2**20  # of a photo: decoding and encoding it takes at most 30 ms
@@ -84,14 +85,16 @@ _Wanted = tuple[StylizeFields, ServedModel, Rows]
 
 
 class Stylizer:
-    """Takes an upload through its stages. ``codec`` is the bounded pool that decodes and encodes; ``supervisor`` has
-    what is too large to wait for made as a job."""
+    """Takes an upload through its stages. ``codec`` is the bounded pool that decodes and encodes, ``headers`` reads
+    what is to be known before a place is taken there; ``supervisor`` has what is too large to wait for made as a job.
+    """
 
     def __init__(
         self,
         engine: Engine,
         admission: Admission,
         codec: Executor,
+        headers: Executor,
         metrics: Metrics,
         limits: PictureLimits,
         supervisor: Supervisor,
@@ -99,7 +102,7 @@ class Stylizer:
     ) -> None:
         self._engine = engine
         self._admission = admission
-        self._codec = codec
+        self._codec, self._headers = codec, headers
         self._metrics = metrics
         self._limits = limits
         self._supervisor = supervisor
@@ -125,7 +128,7 @@ class Stylizer:
             if animation is None:
                 photo = await self._photo(upload.image)
             # A thread's turn costs more than most requests would use it for.
-            mask = await self._in_codec(open_mask, upload.files, self._limits.max_pixels) if upload.files else None
+            mask = await self._header(open_mask, upload.files) if upload.files else None
         if animation and (steady := model_for(fields, catalog, moving=True)) is not model:
             model, rows = steady, np.empty((0, 0), np.float32)
             if PAINTING not in upload.files:
@@ -148,9 +151,10 @@ class Stylizer:
             return await accepted(self._supervisor, Order(client, parameters, _job_files(upload, known, fields)))
         network = Stroked(model, stroke) if (stroke := stroke_of(fields, size)) > 1 else model
         decode = partial(_decoded, photo, mask, size, model, fields, format)
-        work = Work((size[1], size[0], 3), rows, decode, quick=photo.width * photo.height <= QUICK_PIXELS)
+        source_pixels = photo.width * photo.height
+        work = Work((size[1], size[0], 3), rows, decode, source_pixels <= QUICK_PIXELS, source_pixels)
         content = await self._painted(network, work, watch, give_up)
-        self._record_soon(fields, size, watch, still=True)
+        self._record_soon(fields, size, watch)
         return _answer(content, format, fields, model, watch)
 
     def _wanted(self, upload: Upload, catalog: Catalog) -> _Wanted:
@@ -181,19 +185,21 @@ class Stylizer:
             parameters = _large_parameters(fields, model, size, len(rows), moving.format, frames)
             return await accepted(self._supervisor, Order(client, parameters, files()))
         decode = partial(_decoded_film, moving, size)
-        work = Work((height * frames, width, 3), rows, decode, quick=False)
+        source_pixels = moving.animation.width * moving.animation.height * frames
+        work = Work((height * frames, width, 3), rows, decode, False, source_pixels)
         content = await self._painted(Moving(model, frames), work, watch, give_up)
-        self._record_soon(fields, (width, height * frames), watch, still=False)
+        self._record_soon(fields, (width, height * frames), watch)
         return _answer(content, moving.format, fields, model, watch)
 
     async def _painted(self, network: Network, work: Work[bytes], watch: Stopwatch, give_up: float | None) -> bytes:
         """The file. Raises Saturated where there is no place for it."""
         pixels = work.shape[0] * work.shape[1] * max(1, len(work.rows))
-        with self._admission.admit(network, pixels, give_up) as place:
+        with self._admission.admit(network, pixels, give_up, work.source_pixels) as place:
             if len(work.rows):
                 return await self._engine.paint(network, place, work, watch)
             with watch.time("decode"):
                 image, encode = await self._in_codec(work.decode)
+            place.decoded()
             with watch.time("encode"):
                 return await self._in_codec(encode, image[None])
 
@@ -201,7 +207,7 @@ class Stylizer:
         """Its header."""
         if photo := open_at_once(content, self._limits.max_pixels):
             return photo
-        return await self._in_codec(open_photo, content, self._limits.max_pixels)
+        return await self._header(open_photo, content)
 
     async def _animation(self, content: bytes) -> Animation | None:
         """What moves, and any GIF; None where it is a photo."""
@@ -249,18 +255,19 @@ class Stylizer:
         wanted = f"{rows * frames} runs at {size[0]} x {size[1]} pixels"
         raise TooManyPixels(f"{wanted} are too much ({reason}): ask for a max_side of {fits} or less")
 
-    def _record_soon(self, fields: StylizeFields, size: tuple[int, int], watch: Stopwatch, still: bool) -> None:
+    def _record_soon(self, fields: StylizeFields, size: tuple[int, int], watch: Stopwatch) -> None:
         """Once the answer is on its way: no client is to wait for it."""
-        asyncio.get_running_loop().call_soon(self._record, fields, size[0] * size[1], watch, still)
+        asyncio.get_running_loop().call_soon(self._record, fields, size[0] * size[1], watch)
 
-    def _record(self, fields: StylizeFields, pixels: int, watch: Stopwatch, still: bool) -> None:
-        if still:
-            self._admission.codec.learn(pixels, watch.durations_s["decode"] + watch.durations_s["encode"])
+    def _record(self, fields: StylizeFields, pixels: int, watch: Stopwatch) -> None:
         for mix in fields.mixes:
             for name, weight in mix.weights.items():
                 self._metrics.pixels.labels(name).inc(weight * pixels)
         for stage, duration_s in watch.durations_s.items():
             self._metrics.stage_duration.labels(stage).observe(duration_s)
+
+    async def _header(self, step: Callable[[U, int], T], content: U) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._headers, step, content, self._limits.max_pixels)
 
     async def _in_codec(self, step: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._codec, step, *arguments)

@@ -27,7 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service.models": {"service.models", "service.images", "service.errors"},
     "service.batching": {"service.metrics", "service.errors"},
     "service.engine": {"service.batching", "service.models", "service.metrics", "service.errors"},
-    "service.encodings": {"service.models", "service.metrics", "service.errors"},
+    "service.encodings": {"service.batching", "service.models", "service.metrics", "service.errors"},
     "service.refinements": {
         "service.engine", "service.encodings", "service.jobs", "service.fields", "service.models", "service.images",
         "service.errors",

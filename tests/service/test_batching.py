@@ -668,6 +668,37 @@ def test_a_deadline_that_cannot_be_met_is_refused_at_once_and_an_idle_service_tr
     assert admission.waiting_pixels == 0
 
 
+def test_photos_that_wait_to_be_decoded_are_bounded_whatever_becomes_of_them() -> None:
+    network = Network()
+    admission = Admission(10**6, Metrics(), max_source_pixels=100, codec_threads=2)
+    admission.codec.learn(10**6, 8.0)
+    with admission.admit(network, 1, source_pixels=10**6):  # a single one may be as large as photos are
+        with pytest.raises(Saturated, match="decoded") as refused, admission.admit(network, 1, source_pixels=1):
+            pass
+        assert refused.value.retry_after_s == 4  # on two threads
+        with pytest.raises(Saturated):
+            admission.check(None)
+    with admission.admit(network, 1, source_pixels=60) as place:
+        admission.check(None)
+        with pytest.raises(Saturated), admission.admit(network, 1, source_pixels=60):
+            pass
+        place.decoded()
+        place.decoded()
+        with admission.admit(network, 1, source_pixels=60):
+            assert admission.source_pixels == 60
+    assert (admission.source_pixels, admission.waiting_pixels) == (0, 0)
+
+
+def test_a_deadline_reckons_with_the_photos_that_are_decoded_before() -> None:
+    network, admission = Network(), Admission(10**6, Metrics(), codec_threads=2)
+    admission.codec.learn(10**6, 1.0)
+    with admission.admit(network, 1, source_pixels=8 * 10**6):
+        with pytest.raises(Saturated, match="cannot be met"):
+            admission.check(time.monotonic() + 4)
+        admission.check(time.monotonic() + 60)
+    admission.check(time.monotonic() + 4)
+
+
 def test_in_lanes_a_queue_goes_by_faster_than_a_run_does(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])

@@ -6,6 +6,7 @@ import asyncio
 import io
 import re
 import shutil
+import threading
 import time
 import weakref
 from collections.abc import Iterator
@@ -21,8 +22,9 @@ from httpx2 import Response
 from PIL import Image
 
 from service.app import create_app
-from service.encodings import Encodings
-from service.errors import NotReady
+from service.batching import Admission
+from service.encodings import MOST_RUNNING, Encodings
+from service.errors import NotReady, Saturated
 from service.metrics import Metrics
 from service.models.encoder import Encoder, encoder_of
 from service.models.session import Session
@@ -207,7 +209,7 @@ def test_one_painting_is_read_once_for_many_at_a_time_and_kept(store: Path) -> N
     encoder = encoder_of(ModelStore(store).load(store / "arbitrary" / "1"), "cpu", 1)
 
     async def ask_often() -> None:
-        encodings = Encodings(codec, inference, metrics, 1000)
+        encodings = Encodings(codec, inference, Admission(1000, metrics), metrics, 1000)
         found = await asyncio.gather(*(encodings.vector(encoder, png(plain(4, 5, 6))) for _ in range(5)))
         assert all(np.allclose(vector, [4, 5, 6, 0]) for vector in found)
         await encodings.vector(encoder, png(plain(4, 5, 6)))
@@ -223,7 +225,7 @@ def test_a_client_that_leaves_takes_the_vector_from_nobody(store: Path) -> None:
     encoder = encoder_of(ModelStore(store).load(store / "arbitrary" / "1"), "cpu", 1)
 
     async def leave() -> np.ndarray:
-        encodings = Encodings(codec, inference, Metrics(), 1000)
+        encodings = Encodings(codec, inference, Admission(1000, Metrics()), Metrics(), 1000)
         first, second = (asyncio.create_task(encodings.vector(encoder, png(plain(4, 5, 6)))) for _ in range(2))
         await asyncio.sleep(0)
         first.cancel()
@@ -232,3 +234,50 @@ def test_a_client_that_leaves_takes_the_vector_from_nobody(store: Path) -> None:
     with ThreadPoolExecutor(1) as codec, ThreadPoolExecutor(1) as inference:
         codec.submit(time.sleep, 0.2)  # both are there before it begins
         assert np.allclose(asyncio.run(leave()), [4, 5, 6, 0])
+
+
+def test_a_vector_that_nobody_wants_any_more_is_not_made_and_one_that_asks_then_has_it(store: Path) -> None:
+    encoder = encoder_of(ModelStore(store).load(store / "arbitrary" / "1"), "cpu", 1)
+    metrics = Metrics()
+    admission = Admission(1000, metrics)
+
+    async def leave() -> np.ndarray:
+        encodings = Encodings(codec, inference, admission, metrics, 1000)
+        asked = [asyncio.create_task(encodings.vector(encoder, png(plain(4, 5, 6)))) for _ in range(2)]
+        await asyncio.sleep(0)
+        for task in asked:
+            task.cancel()
+        await asyncio.sleep(0)
+        vector = await encodings.vector(encoder, png(plain(4, 5, 6)))  # not by way of what is given up
+        assert [task.cancelled() for task in asked] == [True, True]
+        assert not encodings._running
+        return vector
+
+    with ThreadPoolExecutor(1) as codec, ThreadPoolExecutor(1) as inference:
+        codec.submit(time.sleep, 0.2)
+        assert np.allclose(asyncio.run(leave()), [4, 5, 6, 0])
+    assert admission.busy_s == 0
+    assert metrics._registry.get_sample_value("stylize_encodings_total", {"source": "made"}) == 2
+
+
+def test_too_many_paintings_at_once_are_refused_for_as_long_as_those_take(store: Path) -> None:
+    encoder = encoder_of(ModelStore(store).load(store / "arbitrary" / "1"), "cpu", 1)
+    admission, go = Admission(1000, Metrics()), threading.Event()
+    admission.learn(encoder, 4096, 2.0)
+
+    async def ask() -> None:
+        encodings = Encodings(codec, inference, admission, Metrics(), 1000)
+        asked = [
+            asyncio.create_task(encodings.vector(encoder, png(plain(4, 5, value)))) for value in range(MOST_RUNNING)
+        ]
+        while admission.busy_s < 2.0 * MOST_RUNNING - 1:
+            await asyncio.sleep(0.005)
+        with pytest.raises(Saturated) as refused:
+            await encodings.vector(encoder, png(plain(0, 0, 0)))
+        assert 2 * MOST_RUNNING - 2 < refused.value.retry_after_s <= 2 * MOST_RUNNING
+        go.set()
+        await asyncio.gather(*asked)
+
+    with ThreadPoolExecutor(1) as codec, ThreadPoolExecutor(1) as inference:
+        inference.submit(go.wait, 60)
+        asyncio.run(ask())
