@@ -121,7 +121,7 @@ class Session:
 
     def settle(self) -> None:
         """One small run. Before the first request: what is done once is then done. After the last one for a while:
-        the memory that large pictures took goes back to the system.
+        the memory that large pictures took goes back to the system, on a CPU. A GPU's is kept.
 
         Giving it back after every run instead costs 0.1 CPU-seconds a megapixel in page faults; keeping it for good
         costs 430 MB for every megapixel of the largest picture ever met (half-width network, measured).
