@@ -28,7 +28,6 @@ MARGIN = 8  # px, mirrored around the crops before the loss: VGG pads with zeros
 LEARNING_RATE, WARMUP = 4e-2, 10  # of 1, 2, 4 and 8e-2 the best after 200 steps (measured on two held-out paintings)
 AVERAGE = 0.97
 ZOOM = (1.0, 1.4)
-COMPARED_PHOTOS = 4
 
 Pixels = npt.NDArray[np.uint8]  # (H, W, 3) sRGB
 Vector = npt.NDArray[np.float32]  # (D,)
@@ -120,10 +119,11 @@ def refine(
 
 
 def nearest_of(vgg: VGG, network: Transformer, painting: Pixels, vectors: Mapping[str, Vector]) -> Vector:
-    """Of some styles' vectors the one that comes closest to the painting (H, W, 3): where to start from."""
-    photos, targets = _crops(_photos(), np.random.default_rng(0), COMPARED_PHOTOS), _grams(vgg, painting)
+    """Of some styles' vectors the one that comes closest to the painting (H, W, 3): where to start from. It is tried on
+    one photo: four, in four times as long, chose another one for one of six paintings, nearer by 1.7 % (measured)."""
+    photo, targets = _crops(_photos(), np.random.default_rng(0)), _grams(vgg, painting)
     tensors = {name: torch.from_numpy(vector) for name, vector in vectors.items()}
-    return vectors[nearest(network, vgg, photos, targets, tensors)]
+    return vectors[nearest(network, vgg, photo, targets, tensors)]
 
 
 @torch.no_grad()
