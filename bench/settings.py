@@ -127,7 +127,7 @@ def _codecs(rounds: int) -> list[str]:
     decoding: dict[str, Callable[[], object]] = {
         "Pillow, in full": partial(_decoded, file.getvalue(), False),
         "Pillow, at reduced scale (draft)": partial(_decoded, file.getvalue(), True),
-        "simplejpeg, at reduced scale, shipped": partial(_shrunk, file.getvalue()),
+        "as shipped": partial(_shrunk, file.getvalue()),
     }
     lines = table("Encoding a 1024 x 1024 painting", ["ms", "KB"], cells)
     title = f"A {LARGE[0]} x {LARGE[1]} JPEG to {SMALL[0]} x {SMALL[1]}"

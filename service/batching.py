@@ -282,7 +282,7 @@ class Admission:
 
         Raises Saturated where not even the smallest picture would be admitted.
         """
-        self._check_room(1, 1)
+        self._check_room(1, 0)
         if give_up is not None:
             self._check_time(self._ahead_s(), 0.0, give_up - time.monotonic())
 
@@ -383,9 +383,13 @@ class _Item:
     def start(self) -> None:
         """Its run begins: no longer in the queue."""
         self.place.leave_queue()
-        self.place.decoded()
         if not self.whole:
             self.watch.enter("infer")
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether it could not be decoded."""
+        return isinstance(self._decoded, Exception)
 
     def decode(self) -> tuple[Images, Callable[[Images], object]]:
         """As its work's, in the run's thread. Asked again it says the same: a broken file may seem whole the second
@@ -539,6 +543,7 @@ class Batcher:
 
     async def _work(self) -> None:
         """Lives while there is work; every item that it takes is resolved, whatever happens."""
+        batch: list[_Item] = []
         try:
             while self._lines or self._in_lanes:
                 if not self._may_begin():
@@ -546,10 +551,12 @@ class Batcher:
                     await self._change.wait()
                 elif batch := await self._next_batch():
                     await self._dispatch(batch)
+                    batch = []
         except Exception as error:  # nobody is to wait for a worker that is no more
             log.exception("a bug: what waits for a network is given up")
-            for item in [item for line in self._lines.values() for item in line]:
-                self._take(item).fail(error)
+            waiting = [item for line in self._lines.values() for item in line]
+            for item in [*batch, *map(self._take, waiting)]:
+                item.fail(error)
         self._settling = asyncio.get_running_loop().call_later(IDLE_S, self._settle)
 
     def _may_begin(self) -> bool:
@@ -631,7 +638,9 @@ class Batcher:
         except Exception as error:
             if lane and isinstance(error, OutOfMemory):
                 for item in batch:
-                    if not item.result.done():
+                    if item.is_broken:
+                        item.fail(error)
+                    elif not item.result.done():
                         item.alone = True
                         item.place.enter_queue()
                         self._join(item)

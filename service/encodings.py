@@ -24,9 +24,10 @@ Key = tuple[str, bytes]  # of the encoder, of the painting's file
 
 @dataclass(eq=False)
 class _Making:
-    """A vector on its way, and how many wait for it."""
+    """A vector on its way, and how many wait for it. Once it has ``begun`` it is made to its end, and kept."""
 
     task: asyncio.Task[Vector]
+    begun: asyncio.Event
     wanted: int = 0
 
 
@@ -43,6 +44,7 @@ class Encodings:
         self._max_pixels = max_pixels
         self._kept: OrderedDict[Key, Vector] = OrderedDict()
         self._running: dict[Key, _Making] = {}
+        self._turn = asyncio.Lock()  # one at a time is in line for the thread, with the batches in between
 
     async def vector(self, encoder: Encoder, content: bytes) -> Vector:
         """The style (D,) of an image file. Transparency is shown on white. One client that leaves takes it from nobody
@@ -63,23 +65,26 @@ class Encodings:
                     "too many paintings are being read; send the same request again", self._admission.busy_s
                 )
             self._metrics.encodings.labels("made").inc()
-            making = self._running[key] = _Making(asyncio.create_task(self._made(encoder, content)))
+            begun = asyncio.Event()
+            making = self._running[key] = _Making(asyncio.create_task(self._made(encoder, content, begun)), begun)
             making.task.add_done_callback(partial(self._keep, key, making))
         making.wanted += 1
         try:
             return await asyncio.shield(making.task)
         finally:
             making.wanted -= 1
-            if not making.wanted and not making.task.done():
+            if not making.wanted and not making.begun.is_set():
                 self._forget(key, making)  # who asks from now on is not to wait for what is given up
                 making.task.cancel()
 
-    async def _made(self, encoder: Encoder, content: bytes) -> Vector:
+    async def _made(self, encoder: Encoder, content: bytes, begun: asyncio.Event) -> Vector:
         loop = asyncio.get_running_loop()
         painting = await loop.run_in_executor(self._codec, encoder.read, content, self._max_pixels)
         pixels = painting.shape[0] * painting.shape[1]
-        with self._admission.running(encoder, pixels, lane=False):
-            vector, duration_s = await loop.run_in_executor(self._inference, _encoded, encoder, painting)
+        async with self._turn:
+            begun.set()
+            with self._admission.running(encoder, pixels, lane=False):
+                vector, duration_s = await loop.run_in_executor(self._inference, _encoded, encoder, painting)
         self._admission.learn(encoder, pixels, duration_s)
         return vector
 

@@ -50,6 +50,9 @@ WHITE = 255
 FILE_FORMATS = ("JPEG", "PNG", "WEBP")
 JPEG_MAGIC = b"\xff\xd8\xff"
 GLANCE_BYTES = 4096
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+NO_PIXELS = b"\0\0\0\0IDAT\x35\xaf\x06\x1e"  # an empty chunk
+MOST_CHUNKS = 2**14  # of a PNG, usually of 8 KiB or more each
 
 
 @dataclass(frozen=True)
@@ -212,8 +215,12 @@ def encode(picture: Picture, format: Format, quality: int) -> bytes:
 def _orientation(image: Image.Image, content: bytes) -> int:
     """EXIF orientation, 1 to 8. Damaged EXIF is no reason to refuse a picture: it counts as upright."""
     try:
-        early = image.format == "PNG" and not _tells_late(content)
-        exif = Image.Image.getexif(image) if early else image.getexif()  # a PNG's own decodes it, to look behind it
+        if image.format == "PNG":  # whose own would decode it, to look behind its pixels
+            if _tells_late(content):
+                image = Image.open(io.BytesIO(_without_pixels(content)), formats=["PNG"])
+            exif = Image.Image.getexif(image)
+        else:
+            exif = image.getexif()
         orientation = exif.get(ORIENTATION, 1)
     except Exception:  # hostile bytes make the parser raise anything
         return 1
@@ -224,6 +231,17 @@ def _tells_late(png: bytes) -> bool:
     """Whether there may be EXIF, in any of the ways that a PNG has it, behind the last of its pixels' chunks."""
     last = png.rfind(b"IDAT")
     return any(png.find(sign, last) >= 0 for sign in EXIF_SIGNS)
+
+
+def _without_pixels(png: bytes) -> bytes:
+    """What a PNG has before and behind its pixels, up to MOST_CHUNKS pieces."""
+    kept, place = [png[: len(PNG_MAGIC)]], len(PNG_MAGIC)
+    for _ in range(MOST_CHUNKS):
+        end = place + 12 + int.from_bytes(png[place : place + 4], "big")
+        if png[place + 4 : place + 8] not in (b"IDAT", b"IEND"):
+            kept.append(png[place:end])
+        place = end
+    return b"".join([*kept, NO_PIXELS])
 
 
 def _jpeg(image: Image.Image) -> npt.NDArray[np.uint8] | None:

@@ -214,6 +214,8 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        if len(self.pipeline) > MOST_PIPELINED:  # that went on reading, however many there are
+            self.flow.pause_reading()
         if self._refusal and self._running and self._running.response_complete:
             self._hang_up(self._refusal)
 

@@ -151,7 +151,7 @@ class Stylizer:
             return await accepted(self._supervisor, Order(client, parameters, _job_files(upload, known, fields)))
         network = Stroked(model, stroke) if (stroke := stroke_of(fields, size)) > 1 else model
         decode = partial(_decoded, photo, mask, size, model, fields, format)
-        source_pixels = photo.width * photo.height
+        source_pixels = sum(image.width * image.height for image in (photo, mask) if image)
         work = Work((size[1], size[0], 3), rows, decode, source_pixels <= QUICK_PIXELS, source_pixels)
         content = await self._painted(network, work, watch, give_up)
         self._record_soon(fields, size, watch)
@@ -186,6 +186,7 @@ class Stylizer:
             return await accepted(self._supervisor, Order(client, parameters, files()))
         decode = partial(_decoded_film, moving, size)
         source_pixels = moving.animation.width * moving.animation.height * frames
+        source_pixels += moving.mask.width * moving.mask.height if moving.mask else 0
         work = Work((height * frames, width, 3), rows, decode, False, source_pixels)
         content = await self._painted(Moving(model, frames), work, watch, give_up)
         self._record_soon(fields, (width, height * frames), watch)
@@ -194,7 +195,8 @@ class Stylizer:
     async def _painted(self, network: Network, work: Work[bytes], watch: Stopwatch, give_up: float | None) -> bytes:
         """The file. Raises Saturated where there is no place for it."""
         pixels = work.shape[0] * work.shape[1] * max(1, len(work.rows))
-        with self._admission.admit(network, pixels, give_up, work.source_pixels) as place:
+        slow_pixels = 0 if work.quick else work.source_pixels  # what is quick holds nobody up
+        with self._admission.admit(network, pixels, give_up, slow_pixels) as place:
             if len(work.rows):
                 return await self._engine.paint(network, place, work, watch)
             with watch.time("decode"):

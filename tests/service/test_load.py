@@ -43,8 +43,10 @@ def test_500_requests_at_once_never_wait_above_the_bound(monkeypatch: pytest.Mon
     admit = Admission.admit
 
     @contextmanager
-    def watched(self: Admission, network: Network, pixels: int, give_up: float | None = None) -> Iterator[Place]:
-        with admit(self, network, pixels, give_up) as place:
+    def watched(
+        self: Admission, network: Network, pixels: int, give_up: float | None, source_pixels: int
+    ) -> Iterator[Place]:
+        with admit(self, network, pixels, give_up, source_pixels) as place:
             waiting.append(self.waiting_pixels)
             yield place
 

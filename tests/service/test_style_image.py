@@ -263,18 +263,19 @@ def test_a_vector_that_nobody_wants_any_more_is_not_made_and_one_that_asks_then_
 def test_too_many_paintings_at_once_are_refused_for_as_long_as_those_take(store: Path) -> None:
     encoder = encoder_of(ModelStore(store).load(store / "arbitrary" / "1"), "cpu", 1)
     admission, go = Admission(1000, Metrics()), threading.Event()
-    admission.learn(encoder, 4096, 2.0)
+    admission.learn(encoder, 4096, 60.0)
 
     async def ask() -> None:
         encodings = Encodings(codec, inference, admission, Metrics(), 1000)
         asked = [
             asyncio.create_task(encodings.vector(encoder, png(plain(4, 5, value)))) for value in range(MOST_RUNNING)
         ]
-        while admission.busy_s < 2.0 * MOST_RUNNING - 1:
-            await asyncio.sleep(0.005)
+        async with asyncio.timeout(20):
+            while not admission.busy_s:
+                await asyncio.sleep(0.005)
         with pytest.raises(Saturated) as refused:
             await encodings.vector(encoder, png(plain(0, 0, 0)))
-        assert 2 * MOST_RUNNING - 2 < refused.value.retry_after_s <= 2 * MOST_RUNNING
+        assert 30 < refused.value.retry_after_s <= 60  # until the first of them is done, however many wait
         go.set()
         await asyncio.gather(*asked)
 
