@@ -23,7 +23,8 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 log = logging.getLogger(__name__)
 
-LAST_CALL_S = 1.0  # for a connection that was just made to send its request
+LAST_TURNS_S = 0.05  # for the loop to accept what the kernel has taken
+LAST_CALL_S = 2.0  # for a connection that was just made to send its request
 HEAD_TIMEOUT_S = 10.0  # for a request's head to arrive
 MAX_HEAD_BYTES = 32 * 2**10
 MOST_PIPELINED = 2  # requests that are read ahead of their turn, each up to uvicorn's mark of 64 KiB
@@ -97,13 +98,18 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close the door behind whoever is through it, let them ask, and only then hang up on the idle."""
         for listener in sockets or []:
-            listener.listen(0)  # the kernel takes no more; those that it took are accepted in the next turns
-        await asyncio.sleep(0.05)
+            listener.listen(0)  # the kernel takes one more at most; those that it took are accepted in the next turns
+        await asyncio.sleep(LAST_TURNS_S)
+        loop = asyncio.get_running_loop()
+        last = [connection for listener in sockets or [] for connection in _accepted(listener)]
         for server in self.servers:
             server.close()
-        give_up = asyncio.get_running_loop().time() + LAST_CALL_S
+        for connection in last:
+            protocol = functools.partial(Connection, self.config, self.server_state, self.lifespan.state)
+            await loop.connect_accepted_socket(protocol, connection)
+        give_up = loop.time() + LAST_CALL_S
         while any(_has_not_asked(connection) for connection in self.server_state.connections):
-            if asyncio.get_running_loop().time() > give_up or self.force_exit:
+            if loop.time() > give_up or self.force_exit:
                 break
             await asyncio.sleep(0.02)
         await super().shutdown(sockets)
@@ -274,6 +280,16 @@ def _without_upgrade(method: bytes, url: bytes, headers: Sequence[tuple[bytes, b
         if name != b"upgrade":
             lines.append(name + b": " + value)
     return b"\r\n".join([*lines, b"", b""])
+
+
+def _accepted(listener: socket.socket) -> Iterator[socket.socket]:
+    """Those that wait to be accepted: what closes with its listener is reset."""
+    listener.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            connection, _ = listener.accept()
+            connection.setblocking(False)
+            yield connection
 
 
 def _has_not_asked(connection: object) -> bool:
