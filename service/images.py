@@ -73,6 +73,10 @@ class Photo:
     width: int
     height: int
 
+    @property
+    def pixels(self) -> int:
+        return self.width * self.height
+
     def size_within(self, max_side: int) -> tuple[int, int]:
         """(width, height) with the longer side at most ``max_side``: shrunk in proportion, never enlarged."""
         return within((self.width, self.height), max_side)

@@ -151,8 +151,9 @@ class Stylizer:
             return await accepted(self._supervisor, Order(client, parameters, _job_files(upload, known, fields)))
         network = Stroked(model, stroke) if (stroke := stroke_of(fields, size)) > 1 else model
         decode = partial(_decoded, photo, mask, size, model, fields, format)
-        source_pixels = sum(image.width * image.height for image in (photo, mask) if image)
-        work = Work((size[1], size[0], 3), rows, decode, source_pixels <= QUICK_PIXELS, source_pixels)
+        source_pixels = photo.pixels + (mask.pixels if mask else 0)
+        quick = source_pixels <= QUICK_PIXELS
+        work = Work((size[1], size[0], 3), rows, decode, quick=quick, source_pixels=source_pixels)
         content = await self._painted(network, work, watch, give_up)
         self._record_soon(fields, size, watch)
         return _answer(content, format, fields, model, watch)
@@ -186,8 +187,8 @@ class Stylizer:
             return await accepted(self._supervisor, Order(client, parameters, files()))
         decode = partial(_decoded_film, moving, size)
         source_pixels = moving.animation.width * moving.animation.height * frames
-        source_pixels += moving.mask.width * moving.mask.height if moving.mask else 0
-        work = Work((height * frames, width, 3), rows, decode, False, source_pixels)
+        source_pixels += moving.mask.pixels if moving.mask else 0
+        work = Work((height * frames, width, 3), rows, decode, quick=False, source_pixels=source_pixels)
         content = await self._painted(Moving(model, frames), work, watch, give_up)
         self._record_soon(fields, (width, height * frames), watch)
         return _answer(content, moving.format, fields, model, watch)
