@@ -237,6 +237,13 @@ def _publish(options: argparse.Namespace) -> None:
     _halve(options)
 
 
+def _republish(options: argparse.Namespace) -> None:
+    from export.publish import republish
+
+    card = republish(options.model, options.into, options.photos)
+    print(f"{card.label} is {options.model} with graphs of today")
+
+
 def _tile(options: argparse.Namespace) -> None:
     from export.publish import add_tiling
 
@@ -421,6 +428,13 @@ def _parser() -> argparse.ArgumentParser:
     _preview_option(publish)
     _halving_option(publish)
 
+    again = command(
+        "republish", _republish, "Export a published model's graphs anew, as its next version: the same network."
+    )
+    again.add_argument("model", type=Path, help="<store>/<model>/<version>")
+    again.add_argument("--into", type=Path, required=True, help="<store>/<model>/<version>, not there yet")
+    _halving_option(again)
+
     tile = command("tile", _tile, "Give a published model of before the graphs that large pictures need.")
     tile.add_argument("model", type=Path, help="<store>/<model>/<version>")
     _preview_option(tile)
@@ -454,7 +468,7 @@ def _parser() -> argparse.ArgumentParser:
     add_style.add_argument("--artist", default="unknown")
     add_style.add_argument("--year", default="unknown")
     add_style.add_argument("--credit", default="not stated", help="source and licence of the reproduction")
-    add_style.add_argument("--model", type=Path, default=STORE / "multistyle" / "1")
+    add_style.add_argument("--model", type=Path, default=STORE / "multistyle" / "2")
     add_style.add_argument("--content", type=Path, required=True, help="folder of photos to train on")
     add_style.add_argument("--run", type=Path, help="folder of the checkpoint (runs/add_<name>)")
     _preview_option(add_style)
@@ -491,7 +505,7 @@ def _training_options(parser: argparse.ArgumentParser, configuration: str) -> No
 
 def _encoder_options(parser: argparse.ArgumentParser) -> None:
     _run_option(parser)
-    parser.add_argument("--model", type=Path, default=STORE / "multistyle" / "1", help="whose vectors are made")
+    parser.add_argument("--model", type=Path, default=STORE / "multistyle" / "2", help="whose vectors are made")
     parser.add_argument("--paintings", type=Path, help="folder of more paintings to train on")
     _corpus_options(parser)
 

@@ -127,10 +127,14 @@ class EncoderTrainer(Trainer):
         another network."""
         torch.manual_seed(config.seed)  # the encoder's first weights
         self._looked: tuple[int, Looked] | None = None  # a block's number, and its paintings
-        transformer, vectors, label, sha256 = _published(model)
+        transformer, vectors, card = _published(model)
         self.corpus = corpus
         config = dataclasses.replace(
-            config, network=transformer.config, model=label, model_sha256=sha256, corpus_sha256=corpus.sha256
+            config,
+            network=transformer.config,
+            model=card.label,
+            model_sha256=card.graph_sha256,
+            corpus_sha256=corpus.sha256,
         )
         encoder = StyleEncoder(vectors, config.hidden)
         network = EncodedNetwork(transformer, vectors, encoder)
@@ -298,15 +302,15 @@ def publish_encoder(run: Path, model: Path, corpus: Corpus, target: Path, *, tit
     """
     state = torch.load(run / CHECKPOINT, map_location="cpu", weights_only=True)
     config = state["config"]
-    _, vectors, label, sha256 = _published(model)
+    _, vectors, of = _published(model)
     check_finished(state["step"], config)
     if "model_sha256" in config:
-        same, side = config["model_sha256"] == sha256, config["painting_side"]
+        same, side = config["model_sha256"] in of.known_as, config["painting_side"]
     else:  # the network was trained along with it: it is known by its vectors
         own, side = state["average"]["vectors"], config["encoded_side"]
         same = torch.equal(own, vectors[: len(own)])
     if not same or config["corpus_sha256"] != corpus.sha256:
-        raise ValueError(f"{run} was trained on a corpus that is not this one, or for another model than {label}")
+        raise ValueError(f"{run} was trained on a corpus that is not this one, or for another model than {of.label}")
     encoder = StyleEncoder(vectors, config["hidden"])
     encoder.load_state_dict(trained_encoder(run))
     graph = EncoderGraph(encoder).eval()
@@ -326,7 +330,7 @@ def publish_encoder(run: Path, model: Path, corpus: Corpus, target: Path, *, tit
             graph=GRAPH,
             inputs=(TensorSpec(name="image", dtype="uint8", shape=PIXELS),),
             outputs=(TensorSpec(name="vector", dtype="float32", shape=("N", vectors.shape[1])),),
-            vectors_of=VectorsOf(model=label.partition("@")[0], sha256=sha256, painting_side_px=side),
+            vectors_of=VectorsOf(model=of.name, sha256=of.graph_sha256, painting_side_px=side),
             files=checksums(folder),
             training={
                 "configuration": config,
@@ -351,12 +355,12 @@ def trained_encoder(source: Path) -> dict[str, Tensor]:
     return {name.removeprefix(ENCODER): value for name, value in weights.items() if name.startswith(ENCODER)}
 
 
-def _published(model: Path) -> tuple[Transformer, Tensor, str, str]:
-    """A conditional model's network, its named vectors (K, D), its label and its graph's sha256."""
+def _published(model: Path) -> tuple[Transformer, Tensor, Card]:
+    """A conditional model's network, its named vectors (K, D), and its card."""
     stored = ModelStore(model.parent.parent).load(model)
     card = stored.card
     if card.kind != "conditional" or card.graph is None:
         raise ValueError(f"{card.label} is a {card.kind} network: only a conditional one takes vectors")
     vectors = np.stack([vector for name, vector in stored.vectors.items() if name != PHOTO])
     transformer = load_graph(model / card.graph).transformer
-    return transformer, torch.from_numpy(vectors), card.label, card.graph_sha256
+    return transformer, torch.from_numpy(vectors), card

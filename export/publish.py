@@ -83,6 +83,47 @@ def publish(
     return card
 
 
+def republish(model: Path, target: Path, photos: Sequence[Path]) -> Card:
+    """Exports a published network's graphs anew, as `target`, the next version: what else it has stays, and vectors for
+    the one are for the other. Verified on photos; the first shows whether tiles have seams.
+
+    Raises FileExistsError, GraphDiffers where pixels are not those of before, ValueError where it has no such graph.
+    """
+    stored = ModelStore(model.parent.parent).load(model)
+    before = stored.card
+    if before.graph is None or before.kind == "encoder":
+        raise ValueError(f"{before.label} has no network that stylises")
+    graph, pictures = load_graph(model / before.graph), [preview_picture(photo) for photo in photos]
+    vectors = np.stack(list(stored.vectors.values())) if stored.vectors else None
+    with staged(target) as folder:
+        for path in before.files:
+            if not path.endswith(".onnx"):
+                (folder / path).parent.mkdir(exist_ok=True)
+                shutil.copyfile(model / path, folder / path)
+        export_graph(graph, folder / GRAPH)
+        comparisons = verify(graph, folder / GRAPH, vectors, pictures)
+        quality = before.quality | {"verify": [dataclasses.asdict(comparison) for comparison in comparisons]}
+        tiling, fp16 = None, dict[str, str]()
+        if before.tiling and vectors is not None:
+            tiling = write_tiling(folder, graph, pictures[0], vectors[0])
+        if before.fp16:
+            fp16, quality["fp16"] = write_halved(folder, graph, tiling, vectors, pictures)
+        changes = {
+            "name": target.parent.name,
+            "version": int(target.name),
+            "created_at": now(),
+            "graph": GRAPH,
+            "tiling": tiling,
+            "fp16": fp16,
+            "earlier_graphs": (before.graph_sha256, *before.earlier_graphs),
+            "files": checksums(folder),
+            "quality": quality,
+        }
+        card = Card.model_validate(before.model_copy(update=changes).model_dump(by_alias=True))
+        write_card(folder, card)
+    return card
+
+
 def add_tiling(model: Path, photo: Path) -> Card:
     """Gives a published model the graphs of large pictures, tried on a photo. Raises GraphDiffers, ValueError."""
     stored = ModelStore(model.parent.parent).load(model)

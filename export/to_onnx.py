@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim
 
-from service.gatys.transformer import HALF, SubpixelConv, Transformer, UpConv, load_transformer
+from service.gatys.transformer import HALF, BlockConv, Conv, SubpixelConv, Transformer, UpConv, load_transformer
 
 OPSET = 20
 SMALLEST_SIDE = 16  # reflection padding needs more pixels than it adds
@@ -57,15 +58,19 @@ class PixelGraph(nn.Module):
         return self.transformer.last.convolution.weight.dtype
 
     def deployed(self) -> Self:
-        """An equal graph with the cheaper up-sampling: what is exported, while this one is what was trained.
+        """An equal graph that moves fewer pixels: what is exported, while this one is what was trained.
 
-        Not that of the detour: the four phases of a flat picture differ by rounding, and the norms that follow there
-        would make a texture of it.
+        Up-sampling is cheaper, but for that of the detour: the four phases of a flat picture differ by rounding, and
+        the norms that follow there would make a texture of it. Blocks of pixels are taken by a stride, and put in
+        their places once they are bytes.
         """
         copied = copy.deepcopy(self)
         transformer = copied.transformer
+        if isinstance(first := transformer.down[0], Conv) and transformer.config.shuffle > 1:
+            transformer.down[0], transformer.unshuffle = BlockConv(first, transformer.config.shuffle), nn.Identity()
         up = [SubpixelConv(conv) if isinstance(conv, UpConv) else conv for conv in transformer.up]
         transformer.up = nn.ModuleList(up)
+        transformer.shuffle = nn.Identity()
         return copied
 
     def halved(self) -> Self:
@@ -97,10 +102,19 @@ class FrozenGraph(PixelGraph):
         return _pixels(self.transformer.frozen(self._photos(image), self._style(style)), image)
 
 
-def _pixels(stylised: Tensor, image: Tensor) -> Tensor:
-    """(N, 3, H', W') -> uint8 (N, H, W, 3), as large as the image."""
+def _pixels(blocks: Tensor, image: Tensor) -> Tensor:
+    """(N, 3 S^2, H' / S, W' / S), blocks of S x S pixels as channels -> uint8 (N, H, W, 3), as large as the image."""
     height, width = image.shape[1:3]
-    return (stylised[:, :, :height, :width] * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+    levels = (blocks * 255).round().clamp(0, 255).to(torch.uint8)
+    n, channels, rows, columns = levels.shape
+    side = math.isqrt(channels // 3)
+    if side == 1:
+        return levels[:, :, :height, :width].permute(0, 2, 3, 1)
+    places_first = torch.arange(channels).reshape(3, side**2).T.flatten()
+    levels = levels.index_select(1, places_first)
+    lines = [line.permute(0, 2, 3, 1).reshape(n, rows, 3 * side * columns) for line in levels.chunk(side, dim=1)]
+    pixels = torch.stack(lines, dim=2).reshape(n, side * rows, side * columns, 3)
+    return pixels[:, :height, :width]
 
 
 def _padding(side: int, stride: int) -> int:

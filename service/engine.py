@@ -115,9 +115,10 @@ class Engine:
 
     @property
     def dimensions(self) -> dict[str, int]:
-        """The length of a vector of every network that takes one, by the sha256 of its graph."""
+        """The length of a vector of every network that takes one, by all that it is known as."""
         models = self._loaded.models if self._loaded else []
-        return {model.sha256: model.card.dimension for model in models if model.card.kind == "conditional"}
+        cards = [model.card for model in models if model.card.kind == "conditional"]
+        return {sha256: card.dimension for card in cards for sha256 in card.known_as}
 
     async def refresh(self) -> None:
         """Serve the styles of one's own as they are now."""

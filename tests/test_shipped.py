@@ -130,10 +130,10 @@ def test_the_network_is_the_one_that_does_it_best(client: TestClient, models: di
         assert answer.status_code == 200, answer.text
         return str(answer.headers["X-Model"])
 
-    assert network("kiss", image=photo) == "deep@3"
-    assert network("kiss", image=clip.getvalue()) == "multistyle@1"  # steady
-    assert network(None, image=photo, style_image=painting) == "deep@3"
-    assert network("kiss,style_image", image=clip.getvalue(), style_image=painting) == "multistyle@1"
+    assert network("kiss", image=photo) == "deep@4"
+    assert network("kiss", image=clip.getvalue()) == "multistyle@2"  # steady
+    assert network(None, image=photo, style_image=painting) == "deep@4"
+    assert network("kiss,style_image", image=clip.getvalue(), style_image=painting) == "multistyle@2"
 
 
 def test_mix_lies_between_its_styles(client: TestClient) -> None:

@@ -38,7 +38,7 @@ from service.masks import Mask
 from service.models.catalog import Catalog, ServedModel, served
 from service.models.packs import Pack, Papers
 from service.models.session import ProviderChoice, Session
-from service.models.store import PAINTING, ModelStore, StoredModel, Vector, feature_weights
+from service.models.store import PAINTING, Card, ModelStore, StoredModel, Vector, feature_weights
 from service.models.style import Mix
 from service.models.tiling import THUMBNAIL_SIDE, Observe
 from service.painting import PREVIEW_SIDE, decode_masks, decode_moving, model_for, open_mask, painted, painted_film
@@ -124,9 +124,9 @@ class Worker:
             network, _ = load_transformer(stored.graph, stored.card.label)
         except ValueError as error:
             raise InvalidFields([Offence("model", str(error))]) from error
-        vgg, network_sha256 = self._features("vgg16"), stored.card.graph_sha256
+        vgg = self._features("vgg16")
         files, saved = self._jobs.inputs(lease), self._jobs.checkpoint(lease)
-        painting, came = _picture(files["painting-0"]).rgb, _vectors(files, network_sha256)
+        painting, came = _picture(files["painting-0"]).rgb, _vectors(files, stored.card)
         if saved:
             start = State.unpacked(saved)
         elif PAINTING in came:
@@ -143,7 +143,9 @@ class Worker:
         shown = session.run(decode(photo, photo.size_within(STYLE_PREVIEW_SIDE)).rgb[None], vector[None])[0]
         told = parameters.as_dict()
         papers = {name: told[name] for name in Papers.model_fields if name in told}
-        pack = Pack(Papers(**papers, network=network_sha256), vector, encode(Picture(shown), "jpeg", PREVIEW_QUALITY))
+        pack = Pack(
+            Papers(**papers, network=stored.card.graph_sha256), vector, encode(Picture(shown), "jpeg", PREVIEW_QUALITY)
+        )
         return pack.zipped()
 
     def _optimised(self, lease: Lease, parameters: Parameters) -> bytes:
@@ -183,7 +185,7 @@ class Worker:
         files = self._jobs.inputs(lease)
         image = files.pop("photo")
         model = self._model(parameters.model)
-        vectors = _vectors(files, model.sha256)
+        vectors = _vectors(files, model.card)
         catalog = Catalog.of([model.knowing(vectors)])
         if PAINTING in vectors:
             files[PAINTING] = b""  # as a request names it
@@ -327,12 +329,12 @@ class _Tiles:
             self._jobs.report(self._lease, self._done, None, eta_s)
 
 
-def _vectors(files: dict[str, bytes], network_sha256: str) -> dict[str, Vector]:
+def _vectors(files: dict[str, bytes], card: Card) -> dict[str, Vector]:
     """Takes the styles that came with an order out of its files. Raises Internal where they are for another network."""
     if VECTORS_FILE not in files:
         return {}
     vectors, network = unpacked_vectors(files.pop(VECTORS_FILE))
-    if network != network_sha256:
+    if network not in card.known_as:
         raise Internal("the model is not the one any more that the order's styles are for")
     return vectors
 

@@ -77,7 +77,7 @@ class ServedModel:
 
     def with_packs(self, packs: Iterable[Pack]) -> ServedModel:
         """The same network with styles of one's own, those of the packs that are for it."""
-        fitting = [pack for pack in packs if pack.papers.network == self.sha256]
+        fitting = [pack for pack in packs if pack.papers.network in self.card.known_as]
         model = self.knowing({pack.name: pack.vector for pack in fitting})
         model.styles = self.styles | {pack.name: pack.entry for pack in fitting}
         model.previews = self.previews | {pack.name: pack.preview for pack in fitting}
@@ -275,8 +275,12 @@ class Catalog:
         shipped = {name for model in models for name in model.styles}
         own = [pack for pack in packs if pack.name not in shipped]
         ordered = [model.with_packs(own) for model in sorted(models, key=_rank)]
-        makers = {encoder.network_sha256: encoder for encoder in encoders}
-        fitting = {model.name: makers[model.sha256] for model in models if model.sha256 in makers}
+        fitting = {
+            model.name: encoder
+            for encoder in encoders
+            for model in models
+            if encoder.network_sha256 in model.card.known_as
+        }
         return cls({model.name: model for model in ordered}, fitting)
 
     @property

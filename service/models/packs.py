@@ -77,7 +77,7 @@ class Pack:
 
     @classmethod
     def unzipped(cls, content: bytes, dimensions: Mapping[str, int]) -> Pack:
-        """``dimensions`` maps the sha256 of every network that it may be for to the length of its vectors.
+        """``dimensions`` maps all that a network is known as that it may be for to the length of its vectors.
 
         Raises InvalidFields saying what is wrong with it, whatever it is.
         """

@@ -113,6 +113,9 @@ class Card(_Frozen):
     outputs: tuple[TensorSpec, ...] = ()
     vectors_of: VectorsOf | None = None
     photo_vector: RelativePath | None = None
+    earlier_graphs: tuple[Sha256, ...] = Field(
+        default=(), description="of this very network, from exports of before: its style vectors are theirs, too"
+    )
     palette_size: int = Field(default=0, ge=0, description="the last numbers of a vector, which make a style's colours")
     styles: tuple[StyleEntry, ...] = ()
     files: dict[RelativePath, Sha256]
@@ -154,8 +157,13 @@ class Card(_Frozen):
 
     @property
     def graph_sha256(self) -> str:
-        """What tells this network from others; "" where there is no graph."""
+        """What tells this graph from others; "" where there is none."""
         return self.files[self.graph] if self.graph else ""
+
+    @property
+    def known_as(self) -> frozenset[str]:
+        """What style vectors for this network say that they are for: the sha256 of its graph, of now or of before."""
+        return frozenset((self.graph_sha256, *self.earlier_graphs))
 
     @property
     def dimension(self) -> int:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 import torch
@@ -12,7 +15,8 @@ from PIL import Image
 
 from export.corpus import Corpus
 from export.data import Painting
-from export.train import StyledNetwork, TrainConfig, Trainer
+from export.publish import publish
+from export.train import Run, StyledNetwork, TrainConfig, Trainer
 from service.gatys.transformer import TransformerConfig
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +37,15 @@ TINY = TrainConfig(
 )
 TINY_STUDENT = TransformerConfig((6, 8), residual_blocks=1, end_kernel=3, shuffle=2)
 
+WORDS = {"title": "Tiny", "description": "For tests", "licence": "Apache-2.0"}
+PREVIEW = PHOTOS / "coffee.jpg"
+TARGET = Path("store") / "tiny" / "1"
+
 MakeTrainer = Callable[..., Trainer]
+
+
+class Published(Protocol):
+    def __call__(self, *, conditional: bool = True) -> Path: ...
 
 
 @pytest.fixture(scope="session")
@@ -65,15 +77,51 @@ def make_trainer(content: Path, paintings: list[Painting], tmp_path: Path) -> Ma
     def make(
         run: str = "run",
         *,
-        styles: list[Painting] | None = None,
+        styles: list[Painting] = paintings,
         teacher: StyledNetwork | None = None,
         **changes: object,
     ) -> Trainer:
-        config = replace(TINY, **changes)  # type: ignore[arg-type]
-        chosen = paintings if styles is None else styles
-        return Trainer(config, chosen, content, VGG_WEIGHTS, tmp_path / run, dtype=torch.float32, teacher=teacher)
+        return _trainer(tmp_path / run, styles, content, teacher, **changes)
 
     return make
+
+
+def _trainer(
+    folder: Path,
+    styles: list[Painting],
+    content: Path,
+    teacher: StyledNetwork | None = None,
+    **changes: object,
+) -> Trainer:
+    config = replace(TINY, **changes)  # type: ignore[arg-type]
+    return Trainer(config, styles, content, VGG_WEIGHTS, folder, dtype=torch.float32, teacher=teacher)
+
+
+@pytest.fixture(scope="session")
+def published_once(
+    content: Path, paintings: list[Painting], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[bool], Path]:
+    """A folder with the run of a network, conditional or not, and the store that it is in: an export takes seconds."""
+
+    @cache
+    def made(conditional: bool) -> Path:
+        folder, styles = tmp_path_factory.mktemp("published"), paintings if conditional else paintings[:1]
+        _trainer(folder / "run", styles, content, conditional=conditional, steps=2).run()
+        publish(Run.load(folder / "run"), styles, folder / TARGET, **WORDS, preview_photo=PREVIEW)
+        return folder
+
+    return made
+
+
+@pytest.fixture
+def published(published_once: Callable[[bool], Path], tmp_path: Path) -> Published:
+    """Gives the folder of a published network, to do with as one likes; its run is `tmp_path / "run"`."""
+
+    def copied(*, conditional: bool = True) -> Path:
+        shutil.copytree(published_once(conditional), tmp_path, dirs_exist_ok=True)
+        return tmp_path / TARGET
+
+    return copied
 
 
 @pytest.fixture

@@ -15,13 +15,11 @@ import torch
 from PIL import Image
 
 from export.corpus import Corpus
-from export.data import Painting
 from export.encoder import BLOCK, EncoderConfig, EncoderTrainer, Looked, learn_to_see, publish_encoder
 from export.networks.style_encoder import FARTHEST, SEEN, StyleEncoder, statistics
 from service.gatys.vgg import VGG
 from service.models.store import ModelStore
-from tests.export.conftest import PHOTOS, VGG_WEIGHTS, MakeTrainer
-from tests.export.test_publish import published
+from tests.export.conftest import PHOTOS, VGG_WEIGHTS, Published
 
 TINY = EncoderConfig(
     steps=6,
@@ -42,11 +40,9 @@ MakeEncoder = Callable[..., EncoderTrainer]
 
 
 @pytest.fixture
-def model(make_trainer: MakeTrainer, paintings: list[Painting], tmp_path: Path) -> Path:
+def model(published: Published) -> Path:
     """A published conditional model of two styles."""
-    target = tmp_path / "store" / "tiny" / "1"
-    published(make_trainer, paintings, target)
-    return target
+    return published()
 
 
 @pytest.fixture

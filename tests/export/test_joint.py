@@ -128,4 +128,4 @@ def test_between_two_runs_lie_network_vectors_encoder_and_the_photo(joint: MakeJ
     with pytest.raises(ValueError, match="3 of 6 steps"):
         interpolate(unfinished.folder, tmp_path / "early", 0.5, start=first.folder)
     with pytest.raises(ValueError, match="another network"):
-        interpolate(second.folder, tmp_path / "other", 0.5, start=ROOT / "model_store" / "multistyle" / "1")
+        interpolate(second.folder, tmp_path / "other", 0.5, start=ROOT / "model_store" / "multistyle" / "2")

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from export.add_style import CONFIG, add_style
 from export.data import Painting
-from export.publish import add_halved, publish, write_halved
+from export.publish import add_halved, publish, republish, write_card, write_halved
 from export.start import starting_network
 from export.to_onnx import PixelGraph, export_graph, load_graph, rounded
 from export.train import Run, TrainConfig
@@ -20,10 +20,13 @@ from service.errors import ModelRefused
 from service.gatys.pictures import to_pixels, to_tensor
 from service.gatys.transformer import (
     EPSILON,
+    BlockConv,
+    Conv,
     SubpixelConv,
     Transformer,
     TransformerConfig,
     UpConv,
+    conv_weight,
     neutral_vector,
     normalise,
     spike_penalty,
@@ -31,17 +34,7 @@ from service.gatys.transformer import (
 )
 from service.models.session import Session
 from service.models.store import Card, ModelStore, StoredModel, file_sha256
-from tests.export.conftest import PHOTOS, TINY, TINY_STUDENT, VGG_WEIGHTS, MakeTrainer
-
-WORDS = {"title": "Tiny", "description": "For tests", "licence": "Apache-2.0"}
-PREVIEW = PHOTOS / "coffee.jpg"
-
-
-def published(make_trainer: MakeTrainer, paintings: list[Painting], target: Path, *, conditional: bool = True) -> Card:
-    chosen = paintings if conditional else paintings[:1]
-    make_trainer("run", styles=chosen, conditional=conditional, steps=2).run()
-    run = Run.load(target.parents[2] / "run")
-    return publish(run, chosen, target, **WORDS, preview_photo=PREVIEW)
+from tests.export.conftest import PREVIEW, TARGET, TINY, TINY_STUDENT, VGG_WEIGHTS, WORDS, MakeTrainer, Published
 
 
 def stored_at(target: Path) -> StoredModel:
@@ -51,21 +44,19 @@ def stored_at(target: Path) -> StoredModel:
 def test_a_painting_is_shipped_only_where_it_may_be(
     make_trainer: MakeTrainer, paintings: list[Painting], tmp_path: Path
 ) -> None:
-    target = tmp_path / "store" / "tiny" / "1"
+    target = tmp_path / TARGET
     chosen = [replace(paintings[0], may_ship=True), paintings[1]]
-    card = published(make_trainer, chosen, target)
+    make_trainer(styles=chosen, steps=2).run()
+    card = publish(Run.load(tmp_path / "run"), chosen, target, **WORDS, preview_photo=PREVIEW)
     assert [style.painting for style in card.styles] == ["paintings/china_temple.png", None]
     assert stored_at(target).paintings == {"china_temple": paintings[0].path.read_bytes()}
     assert card.files["paintings/china_temple.png"] == card.styles[0].painting_sha256
 
 
-def test_published_model_is_accepted_and_run_by_the_service(
-    make_trainer: MakeTrainer, paintings: list[Painting], tmp_path: Path
-) -> None:
-    target = tmp_path / "store" / "tiny" / "1"
-    card = published(make_trainer, paintings, target)
+def test_published_model_is_accepted_and_run_by_the_service(published: Published, paintings: list[Painting]) -> None:
+    target = published()
     stored = stored_at(target)
-    assert stored.card.model_dump_json() == card.model_dump_json()
+    card = stored.card
     assert [style.painting_sha256 for style in card.styles] == [file_sha256(painting.path) for painting in paintings]
     assert set(stored.vectors) == {"china_temple", "kingfisher", "photo"}
     assert card.training["steps"] == 2
@@ -81,11 +72,8 @@ def test_published_model_is_accepted_and_run_by_the_service(
 
 
 @pytest.mark.parametrize("conditional", [True, False])
-def test_published_model_is_given_graphs_of_fp16(
-    make_trainer: MakeTrainer, paintings: list[Painting], tmp_path: Path, conditional: bool
-) -> None:
-    target = tmp_path / "store" / "tiny" / "1"
-    published(make_trainer, paintings, target, conditional=conditional)
+def test_published_model_is_given_graphs_of_fp16(published: Published, conditional: bool) -> None:
+    target = published(conditional=conditional)
     card = add_halved(target, [PREVIEW])
     stored = stored_at(target)
     assert stored.card == card
@@ -124,11 +112,9 @@ def test_fp16_that_overflows_is_refused(tmp_path: Path) -> None:
         verify_halved(graph, graph.halved(), tmp_path / "model.onnx", vectors, [photo])
 
 
-def test_classic_model_has_its_style_built_in(
-    make_trainer: MakeTrainer, paintings: list[Painting], tmp_path: Path
-) -> None:
-    target = tmp_path / "store" / "classic_tiny" / "1"
-    card = published(make_trainer, paintings, target, conditional=False)
+def test_classic_model_has_its_style_built_in(published: Published, tmp_path: Path) -> None:
+    target = published(conditional=False)
+    card = stored_at(target).card
     assert (card.kind, len(card.inputs), card.photo_vector) == ("classic", 1, None)
     assert stored_at(target).vectors == {}
     nodes = [node.op_type for node in onnx.load(target / "model.onnx").graph.node]
@@ -142,10 +128,9 @@ def test_classic_model_has_its_style_built_in(
 
 
 def test_card_remembers_the_training_that_another_began_from(
-    make_trainer: MakeTrainer, paintings: list[Painting], tmp_path: Path
+    published: Published, make_trainer: MakeTrainer, paintings: list[Painting], tmp_path: Path
 ) -> None:
-    target = tmp_path / "store" / "tiny" / "1"
-    published(make_trainer, paintings, target)
+    target = published()
     make_trainer("again", steps=3, started_from=str(target)).run()
     card = publish(Run.load(tmp_path / "again"), paintings, target.with_name("2"), **WORDS, preview_photo=PREVIEW)
     assert card.training["before"] == stored_at(target).card.training
@@ -153,10 +138,9 @@ def test_card_remembers_the_training_that_another_began_from(
 
 
 def test_published_version_is_never_overwritten(
-    make_trainer: MakeTrainer, paintings: list[Painting], tmp_path: Path
+    published: Published, paintings: list[Painting], tmp_path: Path
 ) -> None:
-    target = tmp_path / "store" / "tiny" / "1"
-    published(make_trainer, paintings, target)
+    target = published()
     before = file_sha256(target / "model.json")
     with pytest.raises(FileExistsError, match="next version"):
         publish(Run.load(tmp_path / "run"), paintings, target, **WORDS, preview_photo=PREVIEW)
@@ -223,6 +207,50 @@ def test_subpixel_convolution_is_the_resize_convolution_it_stands_for() -> None:
     subpixel, x = SubpixelConv(up), torch.randn(2, 5, 7, 6)
     torch.testing.assert_close(subpixel(x), up(x), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(upconv_weight(subpixel.convolution.weight), up.convolution.weight)
+
+
+@pytest.mark.parametrize(("kernel", "shuffle"), [(5, 2), (3, 2), (3, 4)])
+def test_block_convolution_is_the_one_of_the_blocks_that_it_stands_for(kernel: int, shuffle: int) -> None:
+    conv = Conv(3 * shuffle**2, 7, kernel)
+    strided, x = BlockConv(conv, shuffle), torch.randn(2, 3, 10 * shuffle, 7 * shuffle)
+    torch.testing.assert_close(strided(x), conv(F.pixel_unshuffle(x, shuffle)), rtol=1e-4, atol=1e-5)
+    assert torch.equal(conv_weight(strided.convolution.weight, shuffle), conv.convolution.weight)
+
+
+def test_a_network_is_exported_anew_as_its_next_version(published: Published) -> None:
+    first = published()
+    graph = _another_graph_of_the_same(first / "model.onnx")
+    (first / "model.onnx").write_bytes(graph)
+    card = Card.model_validate_json((first / "model.json").read_bytes())
+    before = card.model_copy(update={"files": card.files | {"model.onnx": file_sha256(first / "model.onnx")}})
+    write_card(first, before)
+    card = republish(first, first.with_name("2"), [PREVIEW])
+    old, new = stored_at(first), stored_at(first.with_name("2"))
+    assert new.card.model_dump_json() == card.model_dump_json()
+    assert card.label == "tiny@2"
+    assert card.known_as == {before.graph_sha256, card.graph_sha256}
+    assert len(card.known_as) == 2
+    changed = {"version", "created_at", "earlier_graphs", "files", "quality"}
+    assert card.model_dump(exclude=changed) == before.model_dump(exclude=changed)
+    assert new.previews == old.previews
+    image = np.random.default_rng(0).integers(0, 256, (2, 37, 50, 3), dtype=np.uint8)
+    rows = np.stack([old.vectors["china_temple"], old.vectors["kingfisher"]])
+    was, found = (Session(model, "cpu", 1).run(image, rows).astype(int) for model in (old, new))
+    assert np.abs(found - was).max() <= 1
+    with pytest.raises(FileExistsError, match="next version"):
+        republish(first, first.with_name("2"), [PREVIEW])
+
+
+def _another_graph_of_the_same(path: Path) -> bytes:
+    model = onnx.load(path)
+    model.doc_string = "other bytes"
+    content: bytes = model.SerializeToString()
+    return content
+
+
+def test_what_does_not_stylise_is_not_exported_anew(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no network that stylises"):
+        republish(VGG_WEIGHTS.parent, tmp_path / "vgg16" / "2", [PREVIEW])
 
 
 def test_spikes_are_penalised_and_textures_are_not() -> None:
@@ -296,10 +324,10 @@ def small_addition() -> TrainConfig:
 
 
 def test_added_style_is_served_and_nothing_else_changes(
-    make_trainer: MakeTrainer, paintings: list[Painting], content: Path, tmp_path: Path
+    published: Published, paintings: list[Painting], content: Path, tmp_path: Path
 ) -> None:
-    target = tmp_path / "store" / "tiny" / "1"
-    before = published(make_trainer, paintings, target)
+    target = published()
+    before = stored_at(target).card
     new = replace(paintings[0], name="new_style")
     where = (content, VGG_WEIGHTS, tmp_path / "addition")
     card = add_style(target, new, *where, config=small_addition(), preview_photo=PREVIEW)
@@ -315,10 +343,9 @@ def test_added_style_is_served_and_nothing_else_changes(
 
 
 def test_classic_network_takes_no_more_styles(
-    make_trainer: MakeTrainer, paintings: list[Painting], content: Path, tmp_path: Path
+    published: Published, paintings: list[Painting], content: Path, tmp_path: Path
 ) -> None:
-    target = tmp_path / "store" / "classic_tiny" / "1"
-    published(make_trainer, paintings, target, conditional=False)
+    target = published(conditional=False)
     with pytest.raises(ValueError, match="conditional"):
         add_style(target, paintings[1], content, VGG_WEIGHTS, tmp_path / "addition", preview_photo=PREVIEW)
 

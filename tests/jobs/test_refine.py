@@ -33,7 +33,7 @@ PHOTOS = ROOT / "tests" / "photos"
 
 @pytest.fixture(scope="module")
 def stored() -> StoredModel:
-    return ModelStore(STORE).load(STORE / "fast" / "1")
+    return ModelStore(STORE).load(STORE / "fast" / "2")
 
 
 @pytest.fixture(scope="module")

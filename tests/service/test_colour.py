@@ -10,7 +10,7 @@ from tests.service.pictures import gradient
 from tests.service.toy import VECTORS, toy_stylized
 
 PHOTOS = Path(__file__).parent.parent / "photos"
-STYLE = Path(__file__).parent.parent.parent / "model_store" / "multistyle" / "1" / "previews" / "starry_night.jpg"
+STYLE = Path(__file__).parent.parent.parent / "model_store" / "multistyle" / "2" / "previews" / "starry_night.jpg"
 
 
 def photo(name: str) -> np.ndarray:

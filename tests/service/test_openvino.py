@@ -31,7 +31,7 @@ MOST = 16  # of 255: bf16 has eight bits
 
 @pytest.fixture(scope="module")
 def stored() -> StoredModel:
-    return ModelStore(STORE).load(STORE / "fast" / "1")
+    return ModelStore(STORE).load(STORE / "fast" / "2")
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from service.app import create_app
 from service.settings import Settings
 from tests.service.conftest import wait_until_loaded
 from tests.service.pictures import encoded, gradient, pixels
-from tests.service.toy import toy_stylized
+from tests.service.toy import edit_card, toy_stylized, write_conditional
 
 PHOTO = gradient(40, 30)
 PNG = encoded(PHOTO)
@@ -99,6 +99,19 @@ def test_a_pack_is_the_same_bytes_each_time_and_kept_by_clients(client: TestClie
     client.delete("/styles/plum")
     assert install(client, first.content).status_code == 201
     assert client.get("/styles/plum/pack").content == first.content
+
+
+def test_a_pack_for_a_graph_of_before_is_one_for_the_same_network(tmp_path: Path, parts: Files) -> None:
+    edit_card(write_conditional(tmp_path / "store"), earlier_graphs=["0" * 64])
+    settings = Settings(model_store=tmp_path / "store", provider="cpu", data_dir=tmp_path / "own")
+    with TestClient(create_app(settings), client=HERE) as client:
+        wait_until_loaded(client)
+        assert install(client, zipped(_papers(network="0" * 64)(parts))).status_code == 201
+        assert np.array_equal(stylized(client, "plum"), toy_stylized(PHOTO, [70, 0, 70, 0]))
+        assert client.get("/readyz").status_code == 200
+    with TestClient(create_app(settings), client=HERE) as client:  # and when it starts again
+        wait_until_loaded(client)
+        assert client.get("/styles/plum").json()["own"]
 
 
 def test_the_store_s_own_styles_stay(client: TestClient, parts: Files) -> None:

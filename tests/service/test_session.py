@@ -89,7 +89,7 @@ sys.exit("it fitted")
 
 @pytest.mark.skipif(sys.platform != "linux", reason="bounds the address space, as Linux does")
 def test_memory_that_really_runs_out_is_told_and_the_session_lives_on() -> None:
-    multistyle = ROOT / "model_store" / "multistyle" / "1"
+    multistyle = ROOT / "model_store" / "multistyle" / "2"
     done = subprocess.run([sys.executable, "-c", EXHAUSTED, multistyle], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def multistyle() -> ServedModel:
-    folder = ROOT / "model_store" / "multistyle" / "1"
+    folder = ROOT / "model_store" / "multistyle" / "2"
     return served(ModelStore(ROOT / "model_store").load(folder), "cpu", 2)
 
 

@@ -171,6 +171,17 @@ def test_without_its_network_an_encoder_is_of_no_use_and_the_service_goes_on(tmp
         assert client.get("/readyz").status_code == 200
 
 
+def test_an_encoder_for_a_graph_of_before_is_one_for_the_same_network(tmp_path: Path) -> None:
+    network = write_conditional(tmp_path)
+    folder = write_encoder(tmp_path, network)
+    edit_card(folder, vectors_of={"model": "toy", "sha256": "0" * 64, "painting_side_px": 32})
+    edit_card(network, earlier_graphs=["0" * 64])
+    with TestClient(create_app(Settings(model_store=tmp_path, provider="cpu"))) as client:
+        wait_until_loaded(client)
+        answer = ask(client, png(plain(1, 2, 3)))
+        assert answer.status_code == 200, answer.text
+
+
 def test_an_encoder_is_tried_when_loaded_and_opened_for_the_first_painting(store: Path) -> None:
     read = partial(ModelStore(store).load, store / "arbitrary" / "1")
     stored, opened = read(), []

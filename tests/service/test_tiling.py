@@ -22,7 +22,7 @@ CORE = 64  # px of a tile, in these tests
 
 @pytest.fixture(scope="module")
 def multistyle() -> ServedModel:
-    return served(ModelStore(STORE).load(STORE / "multistyle" / "1"), "cpu", 2)
+    return served(ModelStore(STORE).load(STORE / "multistyle" / "2"), "cpu", 2)
 
 
 @pytest.fixture(scope="module")
