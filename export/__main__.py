@@ -433,7 +433,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     again.add_argument("model", type=Path, help="<store>/<model>/<version>")
     again.add_argument("--into", type=Path, required=True, help="<store>/<model>/<version>, not there yet")
-    _halving_option(again)
+    _halving_option(again, "that the graphs of before and of now are verified on")
 
     tile = command("tile", _tile, "Give a published model of before the graphs that large pictures need.")
     tile.add_argument("model", type=Path, help="<store>/<model>/<version>")
@@ -532,10 +532,8 @@ def _preview_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preview-photo", type=Path, default=SHEET_PHOTOS[0], help="the photo that previews show")
 
 
-def _halving_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--photos", type=Path, nargs="+", default=JUDGED_PHOTOS, help="that the graphs of fp16 are judged on"
-    )
+def _halving_option(parser: argparse.ArgumentParser, use: str = "that the graphs of fp16 are judged on") -> None:
+    parser.add_argument("--photos", type=Path, nargs="+", default=JUDGED_PHOTOS, help=use)
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ SHAPES = ((256, 256), (97, 130), (33, 500), (2, 2), (1, 1))
 class EncoderConfig(TrainConfig):
     """As TrainConfig; what is `held_out` is `Corpus.read`'s. A painting is learnt from `painting_uses` times, with
     other photos, before it is cut out anew. One that has seen nothing yet learns to see first, in `seeing_steps`;
-    `tell` is the weight of what it tells of VGG's statistics from then on. `model` and its graph's sha256 say whose
+    `tell` is the weight of what it tells of VGG's statistics from then on. `model` and its network's sha256 say whose
     vectors it learns to make; the corpus' sha256 is of its names."""
 
     learning_rate: float = 1e-3
@@ -133,7 +133,7 @@ class EncoderTrainer(Trainer):
             config,
             network=transformer.config,
             model=card.label,
-            model_sha256=card.graph_sha256,
+            model_sha256=card.network_sha256,
             corpus_sha256=corpus.sha256,
         )
         encoder = StyleEncoder(vectors, config.hidden)
@@ -305,7 +305,7 @@ def publish_encoder(run: Path, model: Path, corpus: Corpus, target: Path, *, tit
     _, vectors, of = _published(model)
     check_finished(state["step"], config)
     if "model_sha256" in config:
-        same, side = config["model_sha256"] in of.known_as, config["painting_side"]
+        same, side = config["model_sha256"] == of.network_sha256, config["painting_side"]
     else:  # the network was trained along with it: it is known by its vectors
         own, side = state["average"]["vectors"], config["encoded_side"]
         same = torch.equal(own, vectors[: len(own)])
@@ -330,7 +330,7 @@ def publish_encoder(run: Path, model: Path, corpus: Corpus, target: Path, *, tit
             graph=GRAPH,
             inputs=(TensorSpec(name="image", dtype="uint8", shape=PIXELS),),
             outputs=(TensorSpec(name="vector", dtype="float32", shape=("N", vectors.shape[1])),),
-            vectors_of=VectorsOf(model=of.name, sha256=of.graph_sha256, painting_side_px=side),
+            vectors_of=VectorsOf(model=of.name, sha256=of.network_sha256, painting_side_px=side),
             files=checksums(folder),
             training={
                 "configuration": config,

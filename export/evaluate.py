@@ -187,7 +187,7 @@ def at_work(store: ModelStore, stored: StoredModel) -> tuple[Encoder, Session]:
     more."""
     encoder = encoder_of(stored, "cpu", cpu_quota())
     for network in store.networks():
-        if encoder.network_sha256 in network.card.known_as:
+        if network.card.network_sha256 == encoder.network_sha256:
             return encoder, Session(network, "cpu", cpu_quota())
     raise ValueError(f"{encoder.card.label} makes vectors for a {encoder.model} that is not in the store")
 

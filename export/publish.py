@@ -85,9 +85,9 @@ def publish(
 
 def republish(model: Path, target: Path, photos: Sequence[Path]) -> Card:
     """Exports a published network's graphs anew, as `target`, the next version: what else it has stays, and vectors for
-    the one are for the other. Verified on photos; the first shows whether tiles have seams.
+    the one are for the other. Graphs of before and of now are verified on photos; the first tries the tiles.
 
-    Raises FileExistsError, GraphDiffers where pixels are not those of before, ValueError where it has no such graph.
+    Raises FileExistsError, GraphDiffers where either's pixels are not torch's, ValueError where it has no such graph.
     """
     stored = ModelStore(model.parent.parent).load(model)
     before = stored.card
@@ -95,10 +95,11 @@ def republish(model: Path, target: Path, photos: Sequence[Path]) -> Card:
         raise ValueError(f"{before.label} has no network that stylises")
     graph, pictures = load_graph(model / before.graph), [preview_picture(photo) for photo in photos]
     vectors = np.stack(list(stored.vectors.values())) if stored.vectors else None
+    verify(graph, model / before.graph, vectors, pictures)
     with staged(target) as folder:
         for path in before.files:
             if not path.endswith(".onnx"):
-                (folder / path).parent.mkdir(exist_ok=True)
+                (folder / path).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(model / path, folder / path)
         export_graph(graph, folder / GRAPH)
         comparisons = verify(graph, folder / GRAPH, vectors, pictures)
@@ -115,7 +116,7 @@ def republish(model: Path, target: Path, photos: Sequence[Path]) -> Card:
             "graph": GRAPH,
             "tiling": tiling,
             "fp16": fp16,
-            "earlier_graphs": (before.graph_sha256, *before.earlier_graphs),
+            "first_graph": before.network_sha256,
             "files": checksums(folder),
             "quality": quality,
         }

@@ -115,10 +115,9 @@ class Engine:
 
     @property
     def dimensions(self) -> dict[str, int]:
-        """The length of a vector of every network that takes one, by all that it is known as."""
-        models = self._loaded.models if self._loaded else []
-        cards = [model.card for model in models if model.card.kind == "conditional"]
-        return {sha256: card.dimension for card in cards for sha256 in card.known_as}
+        """The length of a vector of every network that takes one, by ``Card.network_sha256``."""
+        cards = [model.card for model in (self._loaded.models if self._loaded else [])]
+        return {card.network_sha256: card.dimension for card in cards if card.kind == "conditional"}
 
     async def refresh(self) -> None:
         """Serve the styles of one's own as they are now."""

@@ -140,7 +140,7 @@ class Refinements:
         files = {"painting-0": await self._in_codec(self._painting, content, side_px)}
         if encoder:
             vector = await self._encodings.vector(encoder, content)
-            files[VECTORS_FILE] = packed_vectors({PAINTING: vector}, model.sha256)
+            files[VECTORS_FILE] = packed_vectors({PAINTING: vector}, model.card.network_sha256)
         parameters = RefineParameters(
             name=fields.name,
             title=fields.title or fields.name,

@@ -152,8 +152,8 @@ def upconv_weight(subpixel: Tensor) -> Tensor:
 
 
 class BlockConv(nn.Module):
-    """The same as a pixel_unshuffle and a `Conv`, from one strided convolution of the picture itself: the blocks are
-    not moved, and ONNX Runtime fills up three channels to three, but twelve to sixteen."""
+    """The same as a pixel_unshuffle and a `Conv`, from one strided convolution of the picture itself: no block moves,
+    and ONNX Runtime, which pads a convolution's 12 channels to 16, does not pad 3."""
 
     def __init__(self, conv: Conv, shuffle: int) -> None:
         super().__init__()

@@ -143,10 +143,8 @@ class Worker:
         shown = session.run(decode(photo, photo.size_within(STYLE_PREVIEW_SIDE)).rgb[None], vector[None])[0]
         told = parameters.as_dict()
         papers = {name: told[name] for name in Papers.model_fields if name in told}
-        pack = Pack(
-            Papers(**papers, network=stored.card.graph_sha256), vector, encode(Picture(shown), "jpeg", PREVIEW_QUALITY)
-        )
-        return pack.zipped()
+        preview = encode(Picture(shown), "jpeg", PREVIEW_QUALITY)
+        return Pack(Papers(**papers, network=stored.card.network_sha256), vector, preview).zipped()
 
     def _optimised(self, lease: Lease, parameters: Parameters) -> bytes:
         """Raises RunDiverged."""
@@ -334,7 +332,7 @@ def _vectors(files: dict[str, bytes], card: Card) -> dict[str, Vector]:
     if VECTORS_FILE not in files:
         return {}
     vectors, network = unpacked_vectors(files.pop(VECTORS_FILE))
-    if network not in card.known_as:
+    if network != card.network_sha256:
         raise Internal("the model is not the one any more that the order's styles are for")
     return vectors
 

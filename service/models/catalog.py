@@ -77,7 +77,7 @@ class ServedModel:
 
     def with_packs(self, packs: Iterable[Pack]) -> ServedModel:
         """The same network with styles of one's own, those of the packs that are for it."""
-        fitting = [pack for pack in packs if pack.papers.network in self.card.known_as]
+        fitting = [pack for pack in packs if pack.papers.network == self.card.network_sha256]
         model = self.knowing({pack.name: pack.vector for pack in fitting})
         model.styles = self.styles | {pack.name: pack.entry for pack in fitting}
         model.previews = self.previews | {pack.name: pack.preview for pack in fitting}
@@ -87,7 +87,8 @@ class ServedModel:
     def pack(self, name: str) -> Pack:
         """One of its styles, to take away. The network must be a conditional one."""
         entry = self.styles[name].model_dump(include=set(Papers.model_fields))
-        return Pack(Papers(**entry, model=self.name, network=self.sha256), self._vectors[name], self.previews[name])
+        papers = Papers(**entry, model=self.name, network=self.card.network_sha256)
+        return Pack(papers, self._vectors[name], self.previews[name])
 
     def travelling(self, names: Collection[str]) -> dict[str, Vector]:
         """The vectors of those of ``names`` that are not in the store: a worker elsewhere has them not."""
@@ -275,12 +276,9 @@ class Catalog:
         shipped = {name for model in models for name in model.styles}
         own = [pack for pack in packs if pack.name not in shipped]
         ordered = [model.with_packs(own) for model in sorted(models, key=_rank)]
-        fitting = {
-            model.name: encoder
-            for encoder in encoders
-            for model in models
-            if encoder.network_sha256 in model.card.known_as
-        }
+        makers = {encoder.network_sha256: encoder for encoder in encoders}
+        known = {model.name: model.card.network_sha256 for model in models}
+        fitting = {name: makers[sha256] for name, sha256 in known.items() if sha256 in makers}
         return cls({model.name: model for model in ordered}, fitting)
 
     @property

@@ -18,7 +18,7 @@ LONGEST = 4  # times the shorter side: a strip of a frieze is enough of it
 
 
 class Encoder:
-    """A loaded encoder. ``network_sha256`` is of the graph whose vectors it makes, ``sha256`` of its own.
+    """A loaded encoder. ``network_sha256`` is that of the card whose vectors it makes, ``sha256`` of its own graph.
 
     It is tried when it is loaded, and its session opened anew for the first painting, from what ``read`` gives: most
     services never see one, and it takes up to 290 MB (measured: `arbitrary`, with VGG16 in it; `arbitrary_deep` 50).

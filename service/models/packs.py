@@ -30,7 +30,7 @@ SUFFIX, PENDING = ".zip", ".job"
 
 
 class Papers(BaseModel):
-    """``style.json``. ``network`` is the sha256 of the graph whose style it is."""
+    """``style.json``. ``network`` is the ``Card.network_sha256`` of that whose style it is."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -77,7 +77,7 @@ class Pack:
 
     @classmethod
     def unzipped(cls, content: bytes, dimensions: Mapping[str, int]) -> Pack:
-        """``dimensions`` maps all that a network is known as that it may be for to the length of its vectors.
+        """``dimensions`` maps every network that it may be for, by its sha256, to the length of its vectors.
 
         Raises InvalidFields saying what is wrong with it, whatever it is.
         """

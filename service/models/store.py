@@ -85,7 +85,7 @@ class Tiling(_Frozen):
 
 
 class VectorsOf(_Frozen):
-    """The network whose style vectors an encoder makes, by the sha256 of its graph, from paintings whose shorter side
+    """The network whose style vectors an encoder makes, by its ``network_sha256``, from paintings whose shorter side
     was ``painting_side_px`` in training."""
 
     model: Name
@@ -113,9 +113,7 @@ class Card(_Frozen):
     outputs: tuple[TensorSpec, ...] = ()
     vectors_of: VectorsOf | None = None
     photo_vector: RelativePath | None = None
-    earlier_graphs: tuple[Sha256, ...] = Field(
-        default=(), description="of this very network, from exports of before: its style vectors are theirs, too"
-    )
+    first_graph: Sha256 | None = Field(default=None, description="of a network that was exported anew: its first one")
     palette_size: int = Field(default=0, ge=0, description="the last numbers of a vector, which make a style's colours")
     styles: tuple[StyleEntry, ...] = ()
     files: dict[RelativePath, Sha256]
@@ -161,9 +159,9 @@ class Card(_Frozen):
         return self.files[self.graph] if self.graph else ""
 
     @property
-    def known_as(self) -> frozenset[str]:
-        """What style vectors for this network say that they are for: the sha256 of its graph, of now or of before."""
-        return frozenset((self.graph_sha256, *self.earlier_graphs))
+    def network_sha256(self) -> str:
+        """What tells this network from others, and vectors say that they are for: the sha256 of its first graph."""
+        return self.first_graph or self.graph_sha256
 
     @property
     def dimension(self) -> int:

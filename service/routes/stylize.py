@@ -358,7 +358,7 @@ def _job_files(upload: Upload, model: ServedModel, fields: StylizeFields) -> dic
     """What a worker needs of a request: the painting's vector in the painting's place."""
     files = {"photo": upload.image} | {name: content for name, content in upload.files.items() if name != PAINTING}
     vectors = model.travelling(fields.style_names)
-    return files | ({VECTORS_FILE: packed_vectors(vectors, model.sha256)} if vectors else {})
+    return files | ({VECTORS_FILE: packed_vectors(vectors, model.card.network_sha256)} if vectors else {})
 
 
 def _large_parameters(

@@ -40,6 +40,11 @@ class Worker:
             return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
         return []
 
+    def cpu_s(self, hand: int) -> float:
+        """How long one of them has computed."""
+        user, system = Path(f"/proc/{hand}/stat").read_text().rpartition(")")[2].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
     @property
     def pid(self) -> int:
         return self.process.pid

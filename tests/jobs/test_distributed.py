@@ -93,11 +93,14 @@ def test_a_step_that_takes_too_long_to_be_cancelled_is_killed(cluster: Callable[
     web, worker = machines.web(), machines.worker()
     side = 1800  # px: an evaluation takes several times the two seconds even where bf16 has units of its own
     photo = encoded(gradient(side, side))
+    web.wait(web.submit(iterations=1, preset="keras")["id"])  # torch and its network are loaded
     # One evaluation, of that size: until its end nothing asks whether anybody still wants it. After a smaller one, the
     # checkpoint would.
     job = web.submit(files={"image": ("a.png", photo)}, max_side=side, iterations=1, preset="keras")
-    web.wait(job["id"], "running")
     (hand,) = worker.hands()
+    before_s = worker.cpu_s(hand)
+    web.wait(job["id"], "running")
+    wait_for(lambda: worker.cpu_s(hand) > before_s + 1)
     asked = time.monotonic()
     assert web.http.delete(f"/jobs/{job['id']}").status_code == 202
     wait_for(lambda: hand not in worker.hands())

@@ -193,7 +193,8 @@ def test_a_white_picture_and_a_transparent_logo_make_styles(service: Service, co
 
 
 def _dimensions() -> dict[str, int]:
-    return {model.card.files[str(model.card.graph)]: model.card.dimension for model in ModelStore(STORE).networks()}
+    cards = [model.card for model in ModelStore(STORE).networks()]
+    return {card.network_sha256: card.dimension for card in cards}
 
 
 def _wait_for_style(service: Service, name: str) -> dict[str, Any]:

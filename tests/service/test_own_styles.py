@@ -102,11 +102,15 @@ def test_a_pack_is_the_same_bytes_each_time_and_kept_by_clients(client: TestClie
 
 
 def test_a_pack_for_a_graph_of_before_is_one_for_the_same_network(tmp_path: Path, parts: Files) -> None:
-    edit_card(write_conditional(tmp_path / "store"), earlier_graphs=["0" * 64])
+    edit_card(write_conditional(tmp_path / "store"), first_graph="0" * 64)
     settings = Settings(model_store=tmp_path / "store", provider="cpu", data_dir=tmp_path / "own")
     with TestClient(create_app(settings), client=HERE) as client:
         wait_until_loaded(client)
-        assert install(client, zipped(_papers(network="0" * 64)(parts))).status_code == 201
+        assert install(client, zipped(parts)).status_code == 422  # for the graph that is served, as it never was
+        pack = zipped(_papers(network="0" * 64)(parts))
+        assert install(client, pack).status_code == 201
+        with zipfile.ZipFile(io.BytesIO(client.get("/styles/plum/pack").content)) as again:
+            assert json.loads(again.read("style.json"))["network"] == "0" * 64  # services of before take it, too
         assert np.array_equal(stylized(client, "plum"), toy_stylized(PHOTO, [70, 0, 70, 0]))
         assert client.get("/readyz").status_code == 200
     with TestClient(create_app(settings), client=HERE) as client:  # and when it starts again

@@ -175,7 +175,7 @@ def test_an_encoder_for_a_graph_of_before_is_one_for_the_same_network(tmp_path: 
     network = write_conditional(tmp_path)
     folder = write_encoder(tmp_path, network)
     edit_card(folder, vectors_of={"model": "toy", "sha256": "0" * 64, "painting_side_px": 32})
-    edit_card(network, earlier_graphs=["0" * 64])
+    edit_card(network, first_graph="0" * 64)
     with TestClient(create_app(Settings(model_store=tmp_path, provider="cpu"))) as client:
         wait_until_loaded(client)
         answer = ask(client, png(plain(1, 2, 3)))
