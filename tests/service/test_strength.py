@@ -29,7 +29,7 @@ def shipped() -> Local:
 def test_more_strength_is_further_from_the_photo_in_every_style(shipped: Local, model: str) -> None:
     with Image.open(ROOT / "tests" / "photos" / "neuschwanstein.jpg") as file:
         photo = np.asarray(file.convert("RGB").resize((192, 128), Image.Resampling.LANCZOS))
-    styles = ModelStore(STORE).load(STORE / model / "1").card.styles
+    (styles,) = (network.card.styles for network in ModelStore(STORE).networks() if network.card.name == model)
     assert styles
     for name in (style.name for style in styles):
         orders = (Order(encoded(photo), name, strength=strength, model=model) for strength in STRENGTHS)
