@@ -426,14 +426,14 @@ def _parser() -> argparse.ArgumentParser:
     publish.add_argument("--description", default="")
     publish.add_argument("--licence", default="Apache-2.0")
     _preview_option(publish)
-    _halving_option(publish)
+    _photos_option(publish)
 
     again = command(
         "republish", _republish, "Export a published model's graphs anew, as its next version: the same network."
     )
     again.add_argument("model", type=Path, help="<store>/<model>/<version>")
     again.add_argument("--into", type=Path, required=True, help="<store>/<model>/<version>, not there yet")
-    _halving_option(again, "that the graphs of before and of now are verified on")
+    _photos_option(again, "that the graphs of before and of now are verified on")
 
     tile = command("tile", _tile, "Give a published model of before the graphs that large pictures need.")
     tile.add_argument("model", type=Path, help="<store>/<model>/<version>")
@@ -441,7 +441,7 @@ def _parser() -> argparse.ArgumentParser:
 
     halve = command("halve", _halve, "Give a published model graphs of fp16, for GPUs; fails where they differ to see.")
     halve.add_argument("model", type=Path, help="<store>/<model>/<version>")
-    _halving_option(halve)
+    _photos_option(halve)
 
     evaluate = command(
         "evaluate", _evaluate, "Judge a published model: its loss over Gatys' optimum, artefacts, a contact sheet."
@@ -532,7 +532,7 @@ def _preview_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preview-photo", type=Path, default=SHEET_PHOTOS[0], help="the photo that previews show")
 
 
-def _halving_option(parser: argparse.ArgumentParser, use: str = "that the graphs of fp16 are judged on") -> None:
+def _photos_option(parser: argparse.ArgumentParser, use: str = "that the graphs of fp16 are judged on") -> None:
     parser.add_argument("--photos", type=Path, nargs="+", default=JUDGED_PHOTOS, help=use)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from export.data import Painting
-from export.publish import preview_path, preview_picture, ship, style_entry, write_card, write_preview, write_vector
+from export.publish import preview_path, preview_picture, ship, style_entry, write_changed, write_preview, write_vector
 from export.to_onnx import PixelGraph, load_graph
 from export.train import StyledNetwork, TrainConfig, Trainer
 from export.verify import verify
@@ -86,6 +86,4 @@ def _install(model: Path, stored: StoredModel, painting: Painting, trainer: Trai
     entry = style_entry(painting, trainer.config.painting_side, path, shipped)
     written = (path, preview_path(painting.name), *((shipped,) if shipped else ()))
     added = {name: file_sha256(model / name) for name in written}
-    card = stored.card.model_copy(update={"styles": (*stored.card.styles, entry), "files": stored.card.files | added})
-    write_card(model, Card.model_validate(card.model_dump(by_alias=True)))
-    return card
+    return write_changed(model, stored.card, styles=(*stored.card.styles, entry), files=stored.card.files | added)

@@ -89,14 +89,10 @@ def republish(model: Path, target: Path, photos: Sequence[Path]) -> Card:
 
     Raises FileExistsError, GraphDiffers where either's pixels are not torch's, ValueError where it has no such graph.
     """
-    stored = ModelStore(model.parent.parent).load(model)
-    before = stored.card
-    if before.graph is None or before.kind == "encoder":
-        raise ValueError(f"{before.label} has no network that stylises")
-    graph, pictures = load_graph(model / before.graph), [preview_picture(photo) for photo in photos]
-    vectors = np.stack(list(stored.vectors.values())) if stored.vectors else None
-    verify(graph, model / before.graph, vectors, pictures)
+    before, path_before, graph, vectors = _stylising(model)
+    pictures = [preview_picture(photo) for photo in photos]
     with staged(target) as folder:
+        verify(graph, path_before, vectors, pictures)
         for path in before.files:
             if not path.endswith(".onnx"):
                 (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -109,20 +105,19 @@ def republish(model: Path, target: Path, photos: Sequence[Path]) -> Card:
             tiling = write_tiling(folder, graph, pictures[0], vectors[0])
         if before.fp16:
             fp16, quality["fp16"] = write_halved(folder, graph, tiling, vectors, pictures)
-        changes = {
-            "name": target.parent.name,
-            "version": int(target.name),
-            "created_at": now(),
-            "graph": GRAPH,
-            "tiling": tiling,
-            "fp16": fp16,
-            "first_graph": before.network_sha256,
-            "files": checksums(folder),
-            "quality": quality,
-        }
-        card = Card.model_validate(before.model_copy(update=changes).model_dump(by_alias=True))
-        write_card(folder, card)
-    return card
+        return write_changed(
+            folder,
+            before,
+            name=target.parent.name,
+            version=int(target.name),
+            created_at=now(),
+            graph=GRAPH,
+            tiling=tiling,
+            fp16=fp16,
+            first_graph=before.network_sha256,
+            files=checksums(folder),
+            quality=quality,
+        )
 
 
 def add_tiling(model: Path, photo: Path) -> Card:
@@ -133,28 +128,27 @@ def add_tiling(model: Path, photo: Path) -> Card:
     row = next(iter(stored.vectors.values()))
     tiling = write_tiling(model, load_graph(model / stored.card.graph), preview_picture(photo), row)
     added = {name: file_sha256(model / name) for name in (tiling.freezing, tiling.frozen)}
-    card = stored.card.model_copy(update={"tiling": tiling, "files": stored.card.files | added})
-    write_card(model, Card.model_validate(card.model_dump(by_alias=True)))
-    return card
+    return write_changed(model, stored.card, tiling=tiling, files=stored.card.files | added)
 
 
 def add_halved(model: Path, photos: Sequence[Path]) -> Card:
     """Gives a published model graphs of fp16, judged on photos. Raises GraphDiffers, ValueError."""
+    card, _, graph, vectors = _stylising(model)
+    pictures = [preview_picture(photo) for photo in photos]
+    fp16, closeness = write_halved(model, graph, card.tiling, vectors, pictures)
+    files = card.files | {path: file_sha256(model / path) for path in fp16.values()}
+    return write_changed(model, card, fp16=fp16, files=files, quality=card.quality | {"fp16": closeness})
+
+
+def _stylising(model: Path) -> tuple[Card, Path, PixelGraph, np.ndarray | None]:
+    """A published network's card, its graph's file, that graph in torch, and its vectors (K, D), if it takes any.
+    Raises ValueError where it does not stylise."""
     stored = ModelStore(model.parent.parent).load(model)
     if stored.card.graph is None or stored.card.kind == "encoder":
         raise ValueError(f"{stored.card.label} has no network that stylises")
     vectors = np.stack(list(stored.vectors.values())) if stored.vectors else None
-    pictures = [preview_picture(photo) for photo in photos]
-    graph = load_graph(model / stored.card.graph)
-    fp16, closeness = write_halved(model, graph, stored.card.tiling, vectors, pictures)
-    changes = {
-        "fp16": fp16,
-        "files": stored.card.files | {path: file_sha256(model / path) for path in fp16.values()},
-        "quality": stored.card.quality | {"fp16": closeness},
-    }
-    card = Card.model_validate(stored.card.model_copy(update=changes).model_dump(by_alias=True))
-    write_card(model, card)
-    return card
+    path = model / stored.card.graph
+    return stored.card, path, load_graph(path), vectors
 
 
 def write_halved(
@@ -208,6 +202,13 @@ def write_card(folder: Path, card: Card) -> None:
     partial = folder / f".{CARD}.partial"
     partial.write_text(card.model_dump_json(by_alias=True, indent=2, exclude_none=True) + "\n")
     os.replace(partial, folder / CARD)
+
+
+def write_changed(folder: Path, card: Card, **changes: object) -> Card:
+    """Writes a card with some changes, once they are validated."""
+    changed = Card.model_validate(card.model_copy(update=changes).model_dump(by_alias=True))
+    write_card(folder, changed)
+    return changed
 
 
 def write_vector(folder: Path, name: str, vector: np.ndarray) -> str:

@@ -277,8 +277,7 @@ class Catalog:
         own = [pack for pack in packs if pack.name not in shipped]
         ordered = [model.with_packs(own) for model in sorted(models, key=_rank)]
         makers = {encoder.network_sha256: encoder for encoder in encoders}
-        known = {model.name: model.card.network_sha256 for model in models}
-        fitting = {name: makers[sha256] for name, sha256 in known.items() if sha256 in makers}
+        fitting = {model.name: maker for model in models if (maker := makers.get(model.card.network_sha256))}
         return cls({model.name: model for model in ordered}, fitting)
 
     @property

@@ -50,6 +50,7 @@ def test_a_painting_is_shipped_only_where_it_may_be(
     chosen = [replace(paintings[0], may_ship=True), paintings[1]]
     make_trainer(styles=chosen, steps=2).run()
     card = publish(Run.load(tmp_path / "run"), chosen, target, **WORDS, preview_photo=PREVIEW)
+    assert stored_at(target).card.model_dump_json() == card.model_dump_json()
     assert [style.painting for style in card.styles] == ["paintings/china_temple.png", None]
     assert stored_at(target).paintings == {"china_temple": paintings[0].path.read_bytes()}
     assert card.files["paintings/china_temple.png"] == card.styles[0].painting_sha256
